@@ -1,0 +1,227 @@
+"""Configuration of the Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929)."""
+
+from dataclasses import fields
+from importlib import import_module
+
+from transformers import PretrainedConfig
+from transformers.activations import ACT2FN
+
+_DIGITS = {"image_size": 28, "num_channels": 1, "patch_size": 4, "initializer_range": None}
+
+# Every named size. "Ti" and "S" are DeiT's (arXiv 2012.12877, table 1), "B", "L" and "H" the paper's own (table 1);
+# the number after the slash is the patch size. The digits sizes are for 28x28 grey images.
+SIZES = {
+    "Ti/16": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768},
+    "S/16": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
+    "B/16": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
+    "L/16": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    "H/14": {
+        "hidden_size": 1280,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 16,
+        "intermediate_size": 5120,
+        "patch_size": 14,
+    },
+    "digits-tiny": {
+        "hidden_size": 64,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "intermediate_size": 256,
+        **_DIGITS,
+    },
+    "digits-small": {
+        "hidden_size": 96,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "intermediate_size": 384,
+        **_DIGITS,
+    },
+    "digits-base": {
+        "hidden_size": 192,
+        "num_hidden_layers": 9,
+        "num_attention_heads": 6,
+        "intermediate_size": 768,
+        **_DIGITS,
+    },
+}
+
+_CHOICES = {
+    "position_embedding": ("learned", "sincos2d", "none"),
+    "pooling": ("cls", "mean"),
+    "stem": ("patch", "conv"),
+}
+_POSITIVE_INTEGERS = (
+    "patch_size",
+    "num_channels",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+)
+_PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
+# What a config.json of transformers holds beside the fields, and what its own loaders pass on.
+_COMMON_KEYS = {
+    "model_type",
+    "auto_map",
+    "num_labels",
+    "name_or_path",
+    "torch_dtype",
+    "output_attentions",
+    "attn_implementation",
+    "experts_implementation",
+    "per_layer_config",
+    "custom_pipelines",
+    "quantization_config",
+}
+
+
+class ViTScratchConfig(PretrainedConfig):
+    """Size and shape of a [`ViTScratchModel`]. The defaults are the paper's ViT-B/16 at 224x224.
+
+    Args:
+        image_size (`int` or `[height, width]`, defaults to 224): pixels, each a multiple of `patch_size`.
+        patch_size (`int`, defaults to 16): side P of a square patch, in pixels (section 3.1).
+        num_channels (`int`, defaults to 3): channels C of an image.
+        hidden_size (`int`, defaults to 768): width D of a token.
+        num_hidden_layers (`int`, defaults to 12): number L of blocks.
+        num_attention_heads (`int`, defaults to 12): number k of heads; divides `hidden_size`.
+        intermediate_size (`int`, defaults to 3072): width of the MLP's hidden layer.
+        hidden_act (`str`, defaults to `"gelu"`): the MLP's activation, a name of `transformers.activations.ACT2FN`.
+        hidden_dropout_prob (`float`, defaults to 0.0): dropout after the embeddings and after every dense layer
+            but the query-key-value projection (appendix B.1).
+        attention_probs_dropout_prob (`float`, defaults to 0.0): dropout of the attention weights.
+        layer_norm_eps (`float`, defaults to 1e-6): epsilon of every norm.
+        initializer_range (`float` or `None`, defaults to 0.02): standard deviation of the initial weights; `None`
+            takes Glorot's uniform by the shape of the matrix, as the paper's own code does. Narrow models
+            (hidden 64) learn much faster from it, since 0.02 is small for them.
+        qkv_bias (`bool`, defaults to `True`): whether the query-key-value projection has a bias.
+        position_embedding (`"learned"`, `"sincos2d"` or `"none"`, defaults to `"learned"`): appendix D.4;
+            `"sincos2d"` is fixed and needs a `hidden_size` that 4 divides.
+        pooling (`"cls"` or `"mean"`, defaults to `"cls"`): what the head reads: the class token, or the mean over
+            the patches of a model without class token (appendix D.3).
+        stem (`"patch"` or `"conv"`, defaults to `"patch"`): a linear projection of each patch (equation 1), or the
+            paper's hybrid (section 3.1), a small CNN of 3x3 convolutions that halve the image down to one position
+            a patch; it needs a `patch_size` that is a power of 2.
+        drop_path_rate (`float`, defaults to 0.0): stochastic depth (arXiv 1603.09382) of the last block; the rate
+            rises linearly from 0 at the first.
+        training_data (`list[str]`, defaults to `None`): names of the data sets that the weights have seen.
+
+    Raises:
+        ValueError: where a field is unknown, of the wrong type, or the fields do not fit each other.
+    """
+
+    model_type = "vit_scratch"
+
+    image_size: int | list[int] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    layer_norm_eps: float = 1e-6
+    initializer_range: float | None = 0.02
+    qkv_bias: bool = True
+    position_embedding: str = "learned"
+    pooling: str = "cls"
+    stem: str = "patch"
+    drop_path_rate: float = 0.0
+    training_data: list[str] | None = None
+
+    def __post_init__(self, **kwargs):
+        names = [field.name for field in fields(self)]
+        unknown = sorted(key for key in kwargs if key not in _COMMON_KEYS and not key.startswith("_"))
+        if unknown:
+            raise ValueError(
+                f"{type(self).__name__} has no field {', '.join(map(repr, unknown))}: "
+                f"the fields are {', '.join(name for name in names if name in ViTScratchConfig.__annotations__)}."
+            )
+        super().__post_init__(**kwargs)
+        self.validate()
+
+    @classmethod
+    def from_size(cls, size: str, **kwargs) -> "ViTScratchConfig":
+        """The config of a named size, a key of `SIZES`; `kwargs` are fields that replace its own."""
+        if size not in SIZES:
+            raise ValueError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}.")
+        return cls(**{**SIZES[size], **kwargs})
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        """As in transformers, but fields that are replaced on loading are checked like those of a new config."""
+        strict = not kwargs.get("return_unused_kwargs", False)
+        result = super().from_dict(config_dict, **{**kwargs, "return_unused_kwargs": True})
+        config, unused = result
+        config.validate()
+        unused.pop("return_unused_kwargs", None)
+        if strict and (unknown := sorted(key for key in unused if not key.startswith("_"))):
+            raise ValueError(f"{cls.__name__} has no field {', '.join(map(repr, unknown))}.")
+        return config if strict else (config, unused)
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        """`image_size` as (height, width), in pixels."""
+        if isinstance(self.image_size, int):
+            return self.image_size, self.image_size
+        return tuple(self.image_size)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches in an image of `image_size`."""
+        height, width = self.image_height_width
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the sequence for an image of `image_size`: its patches, and the class token where there is one."""
+        rows, columns = self.grid_size
+        return rows * columns + (self.pooling == "cls")
+
+    def validate(self):
+        """Check all fields against each other. Raises: ValueError, in one line, with the numbers in it."""
+        for name in _POSITIVE_INTEGERS:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+        sides = [self.image_size] if isinstance(self.image_size, int) else self.image_size
+        if not isinstance(sides, (list, tuple)) or len(sides) > 2 or not all(type(side) is int for side in sides):
+            raise ValueError(f"image_size must be an integer or [height, width], got {self.image_size!r}.")
+        for side in sides:
+            if side < 1 or side % self.patch_size:
+                raise ValueError(
+                    f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})."
+                )
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) is not divisible by "
+                f"num_attention_heads ({self.num_attention_heads})."
+            )
+        for name in _PROBABILITIES:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}.")
+        for name in ("layer_norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if value is None and name == "initializer_range":
+                continue
+            if not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise ValueError(f"{name} must be above 0 and below 1, got {value!r}.")
+        if not isinstance(self.qkv_bias, bool):
+            raise ValueError(f"qkv_bias must be true or false, got {self.qkv_bias!r}.")
+        for name, choices in {**_CHOICES, "hidden_act": tuple(ACT2FN)}.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        if self.position_embedding == "sincos2d" and self.hidden_size % 4:
+            raise ValueError(f"position_embedding 'sincos2d' needs a hidden_size that 4 divides, got {self.hidden_size}.")
+        if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
+            raise ValueError(f"stem 'conv' needs a patch_size that is a power of 2, got {self.patch_size}.")
+
+
+ViTScratchConfig.register_for_auto_class()
+# Whichever class of the package is imported, all are registered: modeling_vit_scratch does it. Not so in the copy that
+# travels with a checkpoint, where the Auto classes register what they were told to load.
+if __name__ == "hf_vit_scratch.configuration_vit_scratch":
+    import_module("hf_vit_scratch.modeling_vit_scratch")
