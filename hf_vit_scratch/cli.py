@@ -1,0 +1,96 @@
+"""`vit-scratch predict | submit`: what there is to do with a trained model on the command line."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+# What a command needs is imported in it, so that `vit-scratch --help` answers at once.
+
+
+def predict(arguments: argparse.Namespace) -> None:
+    """A line for each image: file, class, probability."""
+    import torch
+    from PIL import Image
+
+    from .inference import load_model
+
+    if arguments.top_k < 1:
+        raise ValueError(f"--top_k must be at least 1, got {arguments.top_k}.")
+    model, processor = load_model(arguments.model)
+    for file in arguments.images:
+        try:
+            with Image.open(file) as image:
+                inputs = processor(image, return_tensors="pt").to(model.device)
+        except OSError as error:
+            raise ValueError(f"{file} cannot be read as an image: {error}") from error
+        with torch.inference_mode():
+            probabilities = model(**inputs).logits[0].softmax(dim=-1).cpu()
+        top = probabilities.topk(min(arguments.top_k, len(probabilities)))
+        found = [(model.config.id2label[i], p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
+        if arguments.json:
+            line = json.dumps({"file": file, "predictions": [{"label": label, "score": p} for label, p in found]})
+        else:
+            line = "\t".join([file, *(f"{label}\t{p:.4f}" for label, p in found)])
+        print(line, flush=True)
+
+
+def submit(arguments: argparse.Namespace) -> None:
+    """Write the submission of a model for the unlabelled test split of the data."""
+    from . import data
+    from .inference import load_model, predict_logits, write_submission
+    from .publish import saw_sample
+
+    output = Path(arguments.output_file)
+    if not output.parent.is_dir():
+        raise ValueError(f"--output_file {output}: there is no folder {output.parent}.")
+    splits = data.load(arguments.data)
+    if "test" not in splits or "label" in splits["test"].column_names:
+        raise ValueError(f"{arguments.data} has no unlabelled test split to submit.")
+    model, processor = load_model(arguments.model)
+    names, expected = list(model.config.id2label.values()), splits["train"].features["label"].names
+    if names != expected:
+        raise ValueError(f"{arguments.model} knows the classes {names}, but the data has {expected}.")
+    if saw_sample(model.config):
+        print(
+            "Warning: this model was trained on the sample, which holds many digits of the competition's test set with "
+            "their labels. Its score there says nothing.",
+            file=sys.stderr,
+        )
+    write_submission(predict_logits(model, processor, splits["test"]).argmax(dim=-1), output)
+    print(f"{len(splits['test']):,} rows written to {output}")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their flags."""
+    parser = argparse.ArgumentParser(prog="vit-scratch", description=__doc__.partition(":")[2].strip())
+    commands = parser.add_subparsers(dest="command", required=True)
+    model_help = (
+        "Output folder of a run, or id of a repository on the Hub. Its weights are run with this package's code."
+    )
+
+    command = commands.add_parser("predict", help="classify images", allow_abbrev=False)
+    command.add_argument("images", nargs="+", metavar="IMAGE", help="Files in any format that PIL reads.")
+    command.add_argument("--model", required=True, help=model_help)
+    command.add_argument("--top_k", type=int, default=1, help="Classes for each image (default: %(default)s).")
+    command.add_argument("--json", action="store_true", help="A JSON object for each image.")
+    command.set_defaults(run=predict)
+
+    command = commands.add_parser("submit", help="write a submission for Kaggle", allow_abbrev=False)
+    command.add_argument("--model", required=True, help=model_help)
+    command.add_argument("--data", required=True, help="The competition's zip, a folder with its CSVs, or kaggle.")
+    command.add_argument("--output_file", default="submission.csv", help="Default: %(default)s.")
+    command.set_defaults(run=submit)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The program `vit-scratch`: one line on bad input, and exit code 2."""
+    arguments = build_parser().parse_args(argv)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        arguments.run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"vit-scratch {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from error

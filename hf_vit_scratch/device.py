@@ -1,0 +1,44 @@
+"""What the device at hand does best: threads, allocator, attention, precision."""
+
+import ctypes
+import os
+import sys
+
+import torch
+
+# On a CPU, scaled_dot_product_attention trains this many tokens and fewer slower than the plain product.
+_EAGER_TOKENS_ON_CPU = 256
+
+
+def best_device() -> torch.device:
+    """The accelerator if there is one, else the CPU."""
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def set_up_cpu() -> None:
+    """Let torch use all cores, shared out among the processes of a launch, and keep freed memory for the next step."""
+    # `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody else did, and torch follows it.
+    if os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if sys.platform == "linux":
+        # glibc hands activations of a few MB back to the kernel and faults them in again at each step.
+        m_trim_threshold, m_mmap_threshold = -1, -3
+        libc = ctypes.CDLL(None)
+        if hasattr(libc, "mallopt"):  # other C libraries have none
+            libc.mallopt(m_mmap_threshold, 2**30)
+            libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def fastest_attention(num_tokens: int, device: torch.device) -> str:
+    """The `attn_implementation` that trains fastest for a sequence length on a kind of device."""
+    return "eager" if device.type == "cpu" and num_tokens <= _EAGER_TOKENS_ON_CPU else "sdpa"
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 matrices in hardware, so that it is faster than fp32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False

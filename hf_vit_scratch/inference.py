@@ -1,0 +1,81 @@
+"""Logits of a trained model for whole splits, and the submission made of them."""
+
+import csv
+import os
+from pathlib import Path
+
+import datasets
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from tqdm.auto import tqdm
+
+from .batches import ImageBatches, PixelValues
+from .configuration_vit_scratch import ViTScratchConfig
+from .device import best_device, fastest_attention
+from .image_processing_vit_scratch import ViTScratchImageProcessor
+from .modeling_vit_scratch import ViTScratchForImageClassification
+
+
+def load_model(
+    source: str | os.PathLike, device: torch.device | None = None
+) -> tuple[ViTScratchForImageClassification, ViTScratchImageProcessor]:
+    """A model in eval mode and its processor, from an output folder or a repository of the Hub.
+
+    Weights are read from safetensors, and run with the code of this package, never with code that lies beside them.
+
+    Raises:
+        ValueError, OSError: in one line, where there is no such model.
+    """
+    source, device = os.fspath(source), device or best_device()
+    try:
+        config = ViTScratchConfig.from_pretrained(source)
+        if config.model_type != ViTScratchConfig.model_type:
+            raise ValueError(f"expected a model of type {ViTScratchConfig.model_type}, got {config.model_type}.")
+        model = ViTScratchForImageClassification.from_pretrained(
+            source,
+            config=config,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation=fastest_attention(config.num_tokens, device),
+        )
+        processor = ViTScratchImageProcessor.from_pretrained(source)
+    except (ValueError, OSError) as error:
+        raise type(error)(f"cannot load a model from {source}: {' '.join(str(error).split())}") from error
+    return model.eval().to(device), processor
+
+
+@torch.inference_mode()
+def predict_logits(
+    model: ViTScratchForImageClassification,
+    processor: ViTScratchImageProcessor,
+    split: datasets.Dataset,
+    batch_size: int = 500,
+) -> torch.Tensor:
+    """Logits `(num_images, num_labels)` in the order of the split, in the model's precision, on the CPU.
+
+    In a launch of several processes each takes a part, every image is counted once, and all get the whole.
+    """
+    images, to_pixel_values = ImageBatches(split, processor), PixelValues(processor).to(model.device)
+    state = PartialState()
+    with state.split_between_processes(list(range(len(images)))) as rows:
+        starts = tqdm(range(0, len(rows), batch_size), desc="Predicting", disable=not state.is_main_process)
+        parts = [
+            model(
+                to_pixel_values(images.__getitems__(rows[start : start + batch_size])["pixel_values"].to(model.device))
+            )
+            .logits.float()
+            .cpu()
+            for start in starts
+        ]
+    return torch.cat(gather_object(parts))
+
+
+def write_submission(predictions: torch.Tensor, file: str | os.PathLike) -> None:
+    """Kaggle's format: `ImageId` from 1 in the order of test.csv, `Label` the class `(num_images,)`."""
+    partial = Path(f"{file}.partial")
+    with open(partial, "w", newline="", encoding="ascii") as stream:
+        rows = csv.writer(stream, lineterminator="\n")
+        rows.writerow(["ImageId", "Label"])
+        rows.writerows(enumerate(predictions.tolist(), start=1))
+    partial.replace(file)  # a submission that is there is whole

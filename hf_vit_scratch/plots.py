@@ -1,0 +1,46 @@
+"""Plots of a run, as PNG."""
+
+import os
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt  # noqa: E402 - the backend without a screen has to be chosen first
+
+
+def plot_curves(log_history: list[dict], file: str | os.PathLike) -> None:
+    """Loss and validation accuracy against epochs, from the Trainer's `state.log_history`."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for key, label in (("loss", "training"), ("eval_loss", "validation, averaged weights")):
+        points = [(row["epoch"], row[key]) for row in log_history if key in row]
+        if points:
+            left.plot(*zip(*points, strict=True), label=label)
+    left.set(title="loss (with the run's label smoothing)", xlabel="epoch", yscale="log")
+    left.legend()
+    points = [(row["epoch"], 100 * row["eval_accuracy"]) for row in log_history if "eval_accuracy" in row]
+    if points:
+        right.plot(*zip(*points, strict=True), marker="o", color="C1")
+    right.set(title="validation accuracy of the averaged weights, %", xlabel="epoch")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def plot_confusion_matrix(matrix: list[list[int]], names: list[str], file: str | os.PathLike) -> None:
+    """Counts of true (rows) against predicted classes (columns); the colour shows the errors, the diagonal is left out."""
+    counts = np.asarray(matrix)
+    errors = counts.astype(float)
+    np.fill_diagonal(errors, np.nan)
+    side = max(5.0, 0.45 * len(names) + 1.5)
+    figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
+    axes.imshow(errors, cmap="Reds", vmin=0, vmax=max(1, counts[~np.eye(len(names), dtype=bool)].max(initial=1)))
+    if len(names) <= 30:
+        for row, column in np.argwhere(counts):
+            axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=8)
+    axes.set(title="validation: rows true, columns predicted", xlabel="predicted", ylabel="true")
+    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+    axes.set_yticks(range(len(names)), names)
+    figure.savefig(file, dpi=120)
+    plt.close(figure)

@@ -1,0 +1,507 @@
+"""The main job: read the flags and the recipe, load the data, train, measure, and leave one folder with all of it."""
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from types import UnionType
+from typing import get_args
+
+import datasets
+import safetensors.torch
+import torch
+import transformers
+import yaml
+from accelerate import PartialState
+from torch import nn
+from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+
+from . import data
+from .augmentation import DigitAugmentation, RandomFlip
+from .batches import ImageBatches, PixelValues, keep_batch
+from .configuration_vit_scratch import SIZES, ViTScratchConfig
+from .device import best_device, computes_bf16, fastest_attention, set_up_cpu
+from .image_processing_vit_scratch import ViTScratchImageProcessor
+from .inference import load_model, predict_logits, write_submission
+from .modeling_vit_scratch import ViTScratchForImageClassification
+from .plots import plot_confusion_matrix, plot_curves
+from .publish import write_card
+
+RECIPES = resources.files(__package__) / "recipes"
+AVERAGE_NAME = "average.safetensors"
+# What every run has unless its recipe or a flag says otherwise: a Trainer without uploads, pickled or unused extras.
+_HOUSE_DEFAULTS = {
+    "report_to": "none",
+    "eval_strategy": "steps",
+    "eval_steps": 0.1,
+    "save_strategy": "steps",
+    "save_steps": 0.1,
+    "save_total_limit": 2,
+    "logging_steps": 0.02,
+    "logging_nan_inf_filter": "false",
+    "remove_unused_columns": "false",
+    "per_device_eval_batch_size": 500,
+    "dataloader_pin_memory": "false",
+}
+
+
+def _flag(default, text: str):
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass
+class DataArguments:
+    """Which images, and how they are split."""
+
+    data: str = _flag(
+        data.SAMPLE,
+        "sample (real digits that come with the install), the competition's zip or a folder with its CSVs, kaggle, an "
+        "image folder, a Parquet or Arrow dataset on disk, or the id of a dataset on the Hub.",
+    )
+    image_column: str = _flag("image", "Name of the column with the images.")
+    label_column: str = _flag("label", "Name of the column with the labels.")
+    validation_size: float = _flag(0.1, "Fraction of the training rows held out, where the data has no such split.")
+    split_seed: int = _flag(42, "Decides which rows these are.")
+    crop_fraction: float | None = _flag(
+        None,
+        "Evaluate on the centre crop that is this fraction of the shorter side (photographs: 0.875). "
+        "Unset: the whole image is brought to image_size.",
+    )
+
+
+@dataclasses.dataclass
+class AugmentationArguments:
+    """What happens to training images, in whole batches on the training device."""
+
+    augmentation: str = _flag(
+        "none", "none, digits (affine and elastic, never flipped) or photos (random crop, flip)."
+    )
+    rotation_degrees: float = _flag(15.0, "digits: largest rotation.")
+    scale_range: float = _flag(0.15, "digits: 0.15 scales by 0.85 to 1.15.")
+    shear_degrees: float = _flag(10.0, "digits: largest shear.")
+    shift_pixels: float = _flag(2.0, "digits: largest shift along each axis.")
+    elastic_pixels: float = _flag(0.8, "digits: standard deviation of the elastic displacement.")
+    min_crop_area: float = _flag(
+        0.35, "photos: smallest part of a picture that is cropped, as a fraction of its area."
+    )
+
+
+@dataclasses.dataclass
+class RunArguments:
+    """What the Trainer has no flag for."""
+
+    recipe: str | None = _flag(
+        None,
+        "Name of a recipe of the package, or path of a YAML file with the names of these flags as keys; a flag on the "
+        "command line wins over it. Default: sample for the sample, digits-tiny for other data.",
+    )
+    size: str = _flag("digits-tiny", f"A named size, whose fields the flags of the model replace: {', '.join(SIZES)}.")
+    attn_implementation: str | None = _flag(None, "eager, sdpa, flex_attention, ... Default: the fastest here.")
+    ema_decay: float = _flag(0.999, "Decay of the moving average of the weights, which is what is evaluated; 0: none.")
+    overwrite_output_dir: bool = _flag(False, "Replace the run that lies in output_dir.")
+
+
+def _scalar(annotation):
+    """The type of a flag for a field of the config: `int | list[int]` takes one or two integers."""
+    options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    lists = [option for option in options if get_args(option)]
+    return (lists or [option for option in options if option is not type(None)])[0]
+
+
+# Every field of the config is a flag of its name. None stands for "not given": then the size says it, or the data.
+ModelArguments = dataclasses.make_dataclass(
+    "ModelArguments",
+    [
+        (
+            name,
+            _scalar(annotation) | None,
+            _flag(None, f"Field of the config. Default: that of --size. ({annotation})"),
+        )
+        for name, annotation in ViTScratchConfig.__annotations__.items()
+        if name != "training_data"
+    ],
+)
+
+
+class WeightAverage(TrainerCallback):
+    """Exponential moving average of the weights: average <- decay * average + (1 - decay) * weights, at each step.
+
+    The decay rises to its value from 0.1, as (1 + step) / (10 + step), so that the first steps are soon forgotten.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.average = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def on_step_end(self, args, state, control, **kwargs):
+        decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
+        torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
+
+    @contextmanager
+    def in_place(self):
+        """Within it the model has the averaged weights."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self):
+        for name, parameter in self.parameters.items():
+            weights = parameter.clone()
+            parameter.copy_(self.average[name])
+            self.average[name].copy_(weights)
+
+    def save(self, folder: str):
+        safetensors.torch.save_file(self.average, os.path.join(folder, AVERAGE_NAME))
+
+    def load(self, folder: str):
+        for name, tensor in safetensors.torch.load_file(os.path.join(folder, AVERAGE_NAME)).items():
+            self.average[name].copy_(tensor)
+
+
+class ViTScratchTrainer(Trainer):
+    """The Trainer, with batches that are augmented on the device and an average of the weights.
+
+    A checkpoint to resume from holds raw weights and average side by side; evaluation, prediction and the final
+    `save_model` use the average.
+    """
+
+    def __init__(self, *args, to_pixel_values: PixelValues, ema_decay: float = 0.0, **kwargs):
+        super().__init__(*args, data_collator=keep_batch, **kwargs)
+        self.to_pixel_values = to_pixel_values.to(self.args.device)
+        self.average = WeightAverage(self.model, ema_decay)
+        self.add_callback(self.average)
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        """Matrices only: no biases, no norms, no class token, no position embeddings."""
+        layers = (
+            (name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))
+        )
+        return [f"{name}.weight" for name, _ in layers]
+
+    def _prepare_inputs(self, inputs):
+        inputs = super()._prepare_inputs(inputs)
+        pixel_values = self.to_pixel_values(inputs["pixel_values"], augment=self.model.training)
+        return {**inputs, "pixel_values": pixel_values}
+
+    def evaluation_loop(self, *args, **kwargs):
+        with self.average.in_place():
+            return super().evaluation_loop(*args, **kwargs)
+
+    def save_model(self, output_dir=None, _internal_call=False):
+        if not _internal_call:
+            with self.average.in_place():
+                return super().save_model(output_dir, _internal_call)
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save:
+            self.average.save(output_dir)
+
+    def _save(self, output_dir=None, state_dict=None):
+        # The Trainer's own also pickles the arguments, with a token for the Hub in clear.
+        self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+        self.processing_class.save_pretrained(output_dir or self.args.output_dir)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.average.load(resume_from_checkpoint)
+
+
+def parse_arguments(argv: list[str]):
+    """Flags to dataclasses: house defaults, then the recipe, then the command line, each winning over the last.
+
+    Returns (run, data, augmentation, model, training). Raises: ValueError for a recipe that cannot be read or has
+    unknown keys; argparse exits where a flag is unknown or has a value of the wrong type.
+    """
+    kinds = (RunArguments, DataArguments, AugmentationArguments, ModelArguments, TrainingArguments)
+    parser = HfArgumentParser(
+        kinds, prog="train.py", allow_abbrev=False, description="Train a Vision Transformer from scratch."
+    )
+    early = HfArgumentParser((RunArguments, DataArguments), add_help=False, allow_abbrev=False)
+    known, _ = early.parse_known_args(argv)
+    recipe = known.recipe or ("sample" if known.data == data.SAMPLE else "digits-tiny")
+    values = read_recipe(recipe)
+    flags = {action.dest for action in parser._actions}
+    if unknown := sorted(set(values) - flags | set(values) & {"recipe", "help"}):
+        raise ValueError(
+            f"recipe {recipe} has unknown keys: {', '.join(map(str, unknown))}. Keys are the flags' names."
+        )
+    device = best_device()
+    house = {
+        **_HOUSE_DEFAULTS,
+        "output_dir": f"output/{Path(recipe).stem}",
+        "bf16": computes_bf16(device),
+        "use_cpu": device.type == "cpu",
+        "dataloader_pin_memory": device.type == "cuda",
+    }
+    arguments = parser.parse_args_into_dataclasses([*_as_flags({**house, **values}), *argv], look_for_args_file=False)
+    arguments[0].recipe = recipe
+    return arguments
+
+
+def read_recipe(recipe: str) -> dict:
+    """The keys and values of a recipe, by its name in the package or the path of a YAML file."""
+    file = RECIPES / f"{recipe}.yaml"
+    if not file.is_file():
+        file = Path(recipe)
+        if not file.is_file():
+            names = ", ".join(sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir()))
+            raise ValueError(f"no recipe {recipe!r}: expected the path of a YAML file or one of {names}.")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe {recipe} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"recipe {recipe} must be a mapping of flags to values, got {type(values).__name__}.")
+    return values
+
+
+def _as_flags(values: dict) -> list[str]:
+    """A recipe's values as they would be typed, so that argparse checks and converts both alike."""
+    flags = []
+    for name, value in values.items():
+        if isinstance(value, list):
+            flags += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
+    return flags
+
+
+def build_config(run, model_arguments, splits: datasets.DatasetDict, training_data: str) -> ViTScratchConfig:
+    """The config of the named size with the given fields; image size, channels and classes come from the data."""
+    fields = {name: value for name, value in vars(model_arguments).items() if value is not None}
+    if isinstance(fields.get("image_size"), list) and len(fields["image_size"]) == 1:
+        fields["image_size"] = fields["image_size"][0]
+    shape = data.image_shape(splits["train"])
+    if "image_size" not in fields:
+        if shape is None:
+            raise ValueError("the images differ in size: give --image_size, or --recipe photos-small for photographs.")
+        fields["image_size"] = shape[0] if shape[0] == shape[1] else list(shape[:2])
+    fields.setdefault("num_channels", 3 if shape is None else shape[2])
+    names = splits["train"].features["label"].names
+    return ViTScratchConfig.from_size(
+        run.size,
+        **fields,
+        id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
+        training_data=[training_data],
+    )
+
+
+def build_processor(config: ViTScratchConfig, crop_fraction: float | None = None) -> ViTScratchImageProcessor:
+    """The processor for a config: resize to `image_size`, or resize the shorter side and crop the centre."""
+    height, width = config.image_height_width
+    size = {"height": height, "width": width}
+    if crop_fraction is None:
+        return ViTScratchImageProcessor(num_channels=config.num_channels, size=size)
+    if not 0 < crop_fraction <= 1:
+        raise ValueError(f"crop_fraction must be above 0 and at most 1, got {crop_fraction}.")
+    shorter = {"shortest_edge": round(max(height, width) / crop_fraction)}
+    return ViTScratchImageProcessor(
+        num_channels=config.num_channels, size=shorter, do_center_crop=True, crop_size=size, default_to_square=False
+    )
+
+
+def build_augmentation(arguments: AugmentationArguments) -> nn.Module | None:
+    """The module that changes a training batch on the device, or None."""
+    if arguments.augmentation == "none":
+        return None
+    if arguments.augmentation == "digits":
+        return DigitAugmentation(
+            arguments.rotation_degrees,
+            arguments.scale_range,
+            arguments.shear_degrees,
+            arguments.shift_pixels,
+            arguments.elastic_pixels,
+        )
+    if arguments.augmentation == "photos":
+        return RandomFlip()
+    raise ValueError(f"augmentation must be none, digits or photos, got {arguments.augmentation!r}.")
+
+
+def find_checkpoint(training: TrainingArguments) -> str | None:
+    """The checkpoint to go on from: a folder as given, or for `true` the newest whole one in the output folder."""
+    wanted = training.resume_from_checkpoint
+    if wanted is None or wanted.lower() == "false":
+        return None
+    if wanted.lower() != "true":
+        folders = [Path(wanted)]
+    else:
+        folders = sorted(
+            Path(training.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"),
+            key=lambda path: -int(path.name.split("-")[-1]),
+        )
+    # trainer_state.json is written last: a checkpoint without it was cut off.
+    whole = [folder for folder in folders if (folder / "trainer_state.json").is_file()]
+    if not whole:
+        where = training.output_dir if wanted.lower() == "true" else wanted
+        raise ValueError(f"there is no whole checkpoint to resume from in {where}.")
+    return str(whole[0])
+
+
+def _check_resumable(config: ViTScratchConfig, checkpoint: str):
+    """A checkpoint of another model would be loaded in part, without a word: refuse it."""
+    old, new = ViTScratchConfig.from_pretrained(checkpoint), config
+    for name in ViTScratchConfig.__annotations__:
+        if getattr(old, name) != getattr(new, name):
+            raise ValueError(
+                f"cannot resume: {checkpoint} has {name} {getattr(old, name)!r}, this run {getattr(new, name)!r}."
+            )
+    if old.id2label != new.id2label:
+        raise ValueError(f"cannot resume: {checkpoint} has other classes than this run.")
+
+
+def _check_output_dir(run: RunArguments, training: TrainingArguments, checkpoint: str | None):
+    folder = Path(training.output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"output_dir {folder} is a file.")
+    taken = (folder / "config.json").exists() or any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
+    if taken and checkpoint is None and not run.overwrite_output_dir:
+        raise ValueError(
+            f"{folder} holds a run already: go on with --resume_from_checkpoint true, replace it with "
+            "--overwrite_output_dir, or give another --output_dir."
+        )
+
+
+def evaluate_logits(logits: torch.Tensor, labels: list[int]) -> dict:
+    """All metrics of [`ClassifierMetrics`] for logits `(num_images, num_labels)` and labels `(num_images,)`."""
+    from .metrics import ClassifierMetrics  # late: evaluate takes seconds to import
+
+    probabilities = logits.double().softmax(dim=-1).float().numpy()
+    return ClassifierMetrics().compute(predictions=probabilities, references=labels)
+
+
+def _metrics_during_training(prediction) -> dict:
+    results = evaluate_logits(torch.from_numpy(prediction.predictions), prediction.label_ids)
+    return {key: value for key, value in results.items() if not isinstance(value, list)}
+
+
+def train(run, data_arguments, augmentation, model_arguments, training) -> dict:
+    """Run the whole job. Takes what [`parse_arguments`] gives; returns what is in all_results.json.
+
+    Raises: ValueError or OSError, in one line, for anything that the user can put right.
+    """
+    state = PartialState()
+    if training.load_best_model_at_end:
+        raise ValueError(
+            "load_best_model_at_end picks an epoch by its validation score: the last weights are kept here."
+        )
+    if training.save_strategy == SaveStrategy.BEST:
+        raise ValueError("save_strategy best picks an epoch by its validation score: use steps or epoch.")
+    if not 0 <= run.ema_decay < 1:
+        raise ValueError(f"ema_decay must be at least 0 and below 1, got {run.ema_decay}.")
+    set_up_cpu()
+    if state.is_main_process and data_arguments.data == data.SAMPLE:
+        print(data.SAMPLE_NOTICE, flush=True)
+    start = time.perf_counter()
+    with state.main_process_first():
+        splits = data.load(
+            data_arguments.data,
+            image_column=data_arguments.image_column,
+            label_column=data_arguments.label_column,
+            validation_size=data_arguments.validation_size,
+            seed=data_arguments.split_seed,
+        )
+    load_seconds = time.perf_counter() - start
+
+    config = build_config(run, model_arguments, splits, data.source_name(data_arguments.data))
+    checkpoint = find_checkpoint(training)
+    if checkpoint:
+        _check_resumable(config, checkpoint)
+    _check_output_dir(run, training, checkpoint)
+    state.wait_for_everyone()  # nobody writes before all have looked
+
+    transformers.set_seed(training.seed)
+    config._attn_implementation = run.attn_implementation or fastest_attention(config.num_tokens, training.device)
+    model = ViTScratchForImageClassification(config)
+    processor = build_processor(config, data_arguments.crop_fraction)
+    on_device = build_augmentation(augmentation)
+    min_crop_area = augmentation.min_crop_area if augmentation.augmentation == "photos" else None
+    trainer = ViTScratchTrainer(
+        model,
+        training,
+        train_dataset=ImageBatches(splits["train"], processor, min_crop_area),
+        eval_dataset=ImageBatches(splits["validation"], processor) if "validation" in splits else None,
+        processing_class=processor,
+        compute_metrics=_metrics_during_training,
+        to_pixel_values=PixelValues(processor, on_device),
+        ema_decay=run.ema_decay,
+    )
+    results = {
+        "data": data.source_name(data_arguments.data),
+        "recipe": Path(run.recipe).stem,
+        "parameters": model.num_parameters(),
+        "train_images": len(splits["train"]),
+        "load_seconds": round(load_seconds, 3),
+        **trainer.train(resume_from_checkpoint=checkpoint).metrics,
+    }
+    trainer.save_model()
+    trainer.save_state()
+    state.wait_for_everyone()
+    results.update(_measure(training, splits))
+    if state.is_main_process:
+        _write_results(run, training, trainer, results)
+    state.wait_for_everyone()
+    return results
+
+
+def _measure(training: TrainingArguments, splits: datasets.DatasetDict) -> dict:
+    """Evaluate the folder as a user will load it, in fp32, and write the submission where the test has no labels."""
+    model, processor = load_model(training.output_dir, training.device)
+    results = {}
+    for name in ("validation", "test"):
+        if name not in splits:
+            continue
+        logits = predict_logits(model, processor, splits[name], training.per_device_eval_batch_size)
+        if "label" in splits[name].column_names:
+            measured = evaluate_logits(logits, splits[name]["label"][:])
+            results.update({f"{name}_{key}": value for key, value in measured.items()})
+        elif PartialState().is_main_process:
+            write_submission(logits.argmax(dim=-1), Path(training.output_dir) / "submission.csv")
+    return results
+
+
+def _write_results(run, training, trainer, results: dict):
+    folder = Path(training.output_dir)
+    (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    (folder / "training_args.json").write_text(training.to_json_string() + "\n", encoding="utf-8")
+    plot_curves(trainer.state.log_history, folder / "curves.png")
+    if "validation_confusion_matrix" in results:
+        names = list(trainer.model.config.id2label.values())
+        plot_confusion_matrix(results["validation_confusion_matrix"], names, folder / "confusion_matrix.png")
+    write_card(folder, trainer.model.config, results)
+    print(_summary(folder, results), flush=True)
+
+
+def _summary(folder: Path, results: dict) -> str:
+    lines = [
+        f"{results['parameters']:,} parameters, {results['train_images']:,} training images of {results['data']}, "
+        f"{results['epoch']:g} epochs in {results['train_runtime'] / 60:.1f} minutes "
+        f"({results['train_samples_per_second']:.0f} images/s)"
+    ]
+    for name in ("validation", "test"):
+        if f"{name}_accuracy" in results:
+            lines.append(
+                f"{name} accuracy {results[f'{name}_accuracy']:.2%}: {results[f'{name}_errors']} wrong of "
+                f"{results[f'{name}_num_images']:,}; macro F1 {results[f'{name}_macro_f1']:.4f}, "
+                f"calibration error {results[f'{name}_calibration_error']:.4f}"
+            )
+    return "\n".join([*lines, f"All of it lies in {folder}"])
+
+
+def main(argv: list[str] | None = None):
+    """What train.py runs: one line on bad input, and exit code 2."""
+    try:
+        train(*parse_arguments(sys.argv[1:] if argv is None else argv))
+    except (ValueError, OSError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2) from error
