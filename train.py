@@ -1,4 +1,4 @@
-"""Train a Vision Transformer from scratch: `accelerate launch train.py`, and `python train.py --help` for the flags."""
+"""Train a Vision Transformer from scratch: `accelerate launch train.py`; `--help` lists the flags."""
 
 from hf_vit_scratch.training import main
 

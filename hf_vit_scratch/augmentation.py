@@ -54,7 +54,8 @@ class DigitAugmentation(nn.Module):
         angle, shear = uniform[0] * self.rotation, uniform[1] * self.shear
         scale_x, scale_y = 1 + uniform[2] * self.scale, 1 + uniform[3] * self.scale
         # From a point of the output to the point of the input that it shows: rotation @ shear @ scale, and a shift.
-        # grid_sample's coordinates run from -1 to 1, so that a pixel is 2 / side, and a turn has to allow for sides of two lengths.
+        # grid_sample's coordinates run from -1 to 1 along each side: a pixel is 2 / side, and the turn of an image
+        # that is not square has to allow for it.
         cos, sin = angle.cos(), angle.sin()
         shift_x, shift_y = uniform[4] * self.shift_pixels * 2 / width, uniform[5] * self.shift_pixels * 2 / height
         x_of = (cos * scale_x, (cos * shear - sin) * scale_y * height / width, shift_x)

@@ -54,8 +54,8 @@ def submit(arguments: argparse.Namespace) -> None:
         raise ValueError(f"{arguments.model} knows the classes {names}, but the data has {expected}.")
     if saw_sample(model.config):
         print(
-            "Warning: this model was trained on the sample, which holds many digits of the competition's test set with "
-            "their labels. Its score there says nothing.",
+            "Warning: this model was trained on the sample, which holds many digits of the competition's test set "
+            "with their labels. Its score there says nothing.",
             file=sys.stderr,
         )
     write_submission(predict_logits(model, processor, splits["test"]).argmax(dim=-1), output)

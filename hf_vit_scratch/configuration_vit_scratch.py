@@ -1,48 +1,27 @@
 """Configuration of the Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929)."""
 
-from dataclasses import fields
 from importlib import import_module
 
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 
-_DIGITS = {"image_size": 28, "num_channels": 1, "patch_size": 4, "initializer_range": None}
-
-# Every named size. "Ti" and "S" are DeiT's (arXiv 2012.12877, table 1), "B", "L" and "H" the paper's own (table 1);
-# the number after the slash is the patch size. The digits sizes are for 28x28 grey images.
+# Every named size, columns as in the paper's table 1, then the patch size, which is the number after the slash. "Ti"
+# and "S" are DeiT's (arXiv 2012.12877, table 1). The digits sizes are for 28x28 grey images.
+_FIELDS = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "patch_size")
+_TABLE = {
+    "Ti/16": (12, 192, 768, 3, 16),
+    "S/16": (12, 384, 1536, 6, 16),
+    "B/16": (12, 768, 3072, 12, 16),
+    "L/16": (24, 1024, 4096, 16, 16),
+    "H/14": (32, 1280, 5120, 16, 14),
+    "digits-tiny": (6, 64, 256, 4, 4),
+    "digits-small": (8, 96, 384, 4, 4),
+    "digits-base": (9, 192, 768, 6, 4),
+}
+_DIGITS = {"image_size": 28, "num_channels": 1, "initializer_range": None}
 SIZES = {
-    "Ti/16": {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768},
-    "S/16": {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536},
-    "B/16": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072},
-    "L/16": {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
-    "H/14": {
-        "hidden_size": 1280,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 16,
-        "intermediate_size": 5120,
-        "patch_size": 14,
-    },
-    "digits-tiny": {
-        "hidden_size": 64,
-        "num_hidden_layers": 6,
-        "num_attention_heads": 4,
-        "intermediate_size": 256,
-        **_DIGITS,
-    },
-    "digits-small": {
-        "hidden_size": 96,
-        "num_hidden_layers": 8,
-        "num_attention_heads": 4,
-        "intermediate_size": 384,
-        **_DIGITS,
-    },
-    "digits-base": {
-        "hidden_size": 192,
-        "num_hidden_layers": 9,
-        "num_attention_heads": 6,
-        "intermediate_size": 768,
-        **_DIGITS,
-    },
+    name: {**dict(zip(_FIELDS, row, strict=True)), **(_DIGITS if name.startswith("digits") else {})}
+    for name, row in _TABLE.items()
 }
 
 _CHOICES = {
@@ -50,29 +29,8 @@ _CHOICES = {
     "pooling": ("cls", "mean"),
     "stem": ("patch", "conv"),
 }
-_POSITIVE_INTEGERS = (
-    "patch_size",
-    "num_channels",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-)
-_PROBABILITIES = ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
-# What a config.json of transformers holds beside the fields, and what its own loaders pass on.
-_COMMON_KEYS = {
-    "model_type",
-    "auto_map",
-    "num_labels",
-    "name_or_path",
-    "torch_dtype",
-    "output_attentions",
-    "attn_implementation",
-    "experts_implementation",
-    "per_layer_config",
-    "custom_pipelines",
-    "quantization_config",
-}
+# What transformers takes beside the fields.
+_COMMON_ARGUMENTS = {"num_labels", "output_attentions", "attn_implementation", "torch_dtype", "name_or_path"}
 
 
 class ViTScratchConfig(PretrainedConfig):
@@ -92,11 +50,11 @@ class ViTScratchConfig(PretrainedConfig):
         attention_probs_dropout_prob (`float`, defaults to 0.0): dropout of the attention weights.
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of every norm.
         initializer_range (`float` or `None`, defaults to 0.02): standard deviation of the initial weights; `None`
-            takes Glorot's uniform by the shape of the matrix, as the paper's own code does. Narrow models
-            (hidden 64) learn much faster from it, since 0.02 is small for them.
+            takes Glorot's uniform by the shape of the matrix, as the paper's own code does in every block. Narrow
+            models (hidden 64) learn much faster from it, since 0.02 is small for them.
         qkv_bias (`bool`, defaults to `True`): whether the query-key-value projection has a bias.
-        position_embedding (`"learned"`, `"sincos2d"` or `"none"`, defaults to `"learned"`): appendix D.4;
-            `"sincos2d"` is fixed and needs a `hidden_size` that 4 divides.
+        position_embedding (`"learned"`, `"sincos2d"` or `"none"`, defaults to `"learned"`): appendix D.4, and the
+            fixed sines and cosines of arXiv 2104.02057, `"sincos2d"`, which need a `hidden_size` that 4 divides.
         pooling (`"cls"` or `"mean"`, defaults to `"cls"`): what the head reads: the class token, or the mean over
             the patches of a model without class token (appendix D.3).
         stem (`"patch"` or `"conv"`, defaults to `"patch"`): a linear projection of each patch (equation 1), or the
@@ -132,12 +90,12 @@ class ViTScratchConfig(PretrainedConfig):
     training_data: list[str] | None = None
 
     def __post_init__(self, **kwargs):
-        names = [field.name for field in fields(self)]
-        unknown = sorted(key for key in kwargs if key not in _COMMON_KEYS and not key.startswith("_"))
+        # A dict with a model_type was a config before, and whatever else is in it was set there, say by the Trainer.
+        unknown = [] if "model_type" in kwargs else sorted(kwargs.keys() - _COMMON_ARGUMENTS)
         if unknown:
             raise ValueError(
                 f"{type(self).__name__} has no field {', '.join(map(repr, unknown))}: "
-                f"the fields are {', '.join(name for name in names if name in ViTScratchConfig.__annotations__)}."
+                f"the fields are {', '.join(ViTScratchConfig.__annotations__)}."
             )
         super().__post_init__(**kwargs)
         self.validate()
@@ -150,16 +108,15 @@ class ViTScratchConfig(PretrainedConfig):
         return cls(**{**SIZES[size], **kwargs})
 
     @classmethod
-    def from_dict(cls, config_dict, **kwargs):
+    def from_dict(cls, config_dict, return_unused_kwargs=False, **kwargs):
         """As in transformers, but fields that are replaced on loading are checked like those of a new config."""
-        strict = not kwargs.get("return_unused_kwargs", False)
-        result = super().from_dict(config_dict, **{**kwargs, "return_unused_kwargs": True})
-        config, unused = result
+        config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
         config.validate()
-        unused.pop("return_unused_kwargs", None)
-        if strict and (unknown := sorted(key for key in unused if not key.startswith("_"))):
-            raise ValueError(f"{cls.__name__} has no field {', '.join(map(repr, unknown))}.")
-        return config if strict else (config, unused)
+        if return_unused_kwargs:
+            return config, unused
+        if unused:
+            raise ValueError(f"{cls.__name__} has no field {', '.join(map(repr, sorted(unused)))}.")
+        return config
 
     @property
     def image_height_width(self) -> tuple[int, int]:
@@ -182,40 +139,38 @@ class ViTScratchConfig(PretrainedConfig):
 
     def validate(self):
         """Check all fields against each other. Raises: ValueError, in one line, with the numbers in it."""
-        for name in _POSITIVE_INTEGERS:
+        for name, kind in ViTScratchConfig.__annotations__.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if kind is int and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
-        sides = [self.image_size] if isinstance(self.image_size, int) else self.image_size
-        if not isinstance(sides, (list, tuple)) or len(sides) > 2 or not all(type(side) is int for side in sides):
+            if kind is bool and type(value) is not bool:
+                raise ValueError(f"{name} must be true or false, got {value!r}.")
+        sides = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        if not isinstance(sides, (list, tuple)) or len(sides) != 2 or any(type(side) is not int for side in sides):
             raise ValueError(f"image_size must be an integer or [height, width], got {self.image_size!r}.")
-        for side in sides:
-            if side < 1 or side % self.patch_size:
-                raise ValueError(
-                    f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size})."
-                )
+        if any(side < 1 or side % self.patch_size for side in sides):
+            raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}).")
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size ({self.hidden_size}) is not divisible by "
                 f"num_attention_heads ({self.num_attention_heads})."
             )
-        for name in _PROBABILITIES:
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}.")
-        for name in ("layer_norm_eps", "initializer_range"):
+        positive = ("layer_norm_eps",) if self.initializer_range is None else ("layer_norm_eps", "initializer_range")
+        for name in positive:
             value = getattr(self, name)
-            if value is None and name == "initializer_range":
-                continue
-            if not isinstance(value, (int, float)) or not 0 < value < 1:
-                raise ValueError(f"{name} must be above 0 and below 1, got {value!r}.")
-        if not isinstance(self.qkv_bias, bool):
-            raise ValueError(f"qkv_bias must be true or false, got {self.qkv_bias!r}.")
+            if not isinstance(value, (int, float)) or not value > 0:
+                raise ValueError(f"{name} must be above 0, got {value!r}.")
+        if self.num_labels == 0:
+            raise ValueError("num_labels must be at least 1, got 0.")
         for name, choices in {**_CHOICES, "hidden_act": tuple(ACT2FN)}.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         if self.position_embedding == "sincos2d" and self.hidden_size % 4:
-            raise ValueError(f"position_embedding 'sincos2d' needs a hidden_size that 4 divides, got {self.hidden_size}.")
+            raise ValueError(f"'sincos2d' positions need a hidden_size that 4 divides, got {self.hidden_size}.")
         if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
             raise ValueError(f"stem 'conv' needs a patch_size that is a power of 2, got {self.patch_size}.")
 

@@ -35,20 +35,22 @@ class ViTScratchImageProcessor(PilBackend):
     do_rescale = True
     do_normalize = True
 
-    def process_image(self, image, num_channels=None, **kwargs) -> np.ndarray:
+    def fetch_images(self, image_url_or_urls):
+        """As in transformers, and a grey array `(height, width)` gets the axis of channels that is asked for there."""
+        images = super().fetch_images(image_url_or_urls)
+        return images[None] if getattr(images, "ndim", None) == 2 else images
+
+    def process_image(self, image, num_channels, **kwargs) -> np.ndarray:
         """One image as an array `(num_channels, height, width)`, still with values 0 to 255."""
-        num_channels = num_channels or self.num_channels
         if isinstance(image, Image.Image):
-            return super().process_image(convert_image(image, num_channels), **kwargs)
+            image = convert_image(image, num_channels)
         array = super().process_image(image, **kwargs)
-        if array.shape[0] == num_channels:
-            return array
-        if array.shape[0] == 1:
-            return np.repeat(array, num_channels, axis=0)
-        raise ValueError(
-            f"expected an array with {num_channels} channels, got {array.shape[0]} (shape {array.shape}): "
-            "give a PIL image to have it converted."
-        )
+        if array.shape[0] not in (1, num_channels):
+            raise ValueError(
+                f"expected an image with {num_channels} channels, got {array.shape[0]} (shape {array.shape}): "
+                "PIL images are converted to 1 or 3 channels, arrays are not."
+            )
+        return np.repeat(array, num_channels // array.shape[0], axis=0)
 
 
 def convert_image(image: Image.Image, num_channels: int) -> Image.Image:

@@ -15,7 +15,7 @@ class ClassifierMetrics(evaluate.Metric):
     - `accuracy`, `macro_f1`: fractions. Classes that are neither there nor predicted are left out of the mean.
     - `errors`, `num_images`: counts.
     - `negative_log_likelihood`: mean of -log p(label), in nats.
-    - `calibration_error`: expected calibration error with 15 bins of equal width (Guo et al., arXiv 1706.04599, eq. 3).
+    - `calibration_error`: expected calibration error, 15 bins of equal width (Guo et al., arXiv 1706.04599, eq. 3).
     - `recall_per_class`: a fraction, or None where the class is absent.
     - `confusion_matrix`: rows are true classes, columns predicted ones.
     """

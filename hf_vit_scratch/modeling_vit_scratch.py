@@ -15,7 +15,9 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_vit_scratch import ViTScratchConfig
@@ -98,7 +100,8 @@ class ViTScratchEmbeddings(nn.Module):
         if self.cls_token is not None:
             tokens = torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)  # (B, T, D)
         if self.position_embeddings is not None:
-            tokens = tokens + self.interpolate_pos_encoding(rows, columns)
+            # A model loaded in half precision keeps its buffers, and so the fixed positions, in float32.
+            tokens = tokens + self.interpolate_pos_encoding(rows, columns).to(pixel_values.dtype)
         return self.dropout(tokens)
 
 
@@ -130,6 +133,7 @@ class ViTScratchAttention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.is_causal = False
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.qkv.num_matrices = 3  # for _init_weights
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -137,7 +141,9 @@ class ViTScratchAttention(nn.Module):
         qkv = self.qkv(hidden_states).unflatten(-1, (3, -1, self.head_dim))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         # Only the eager path has weights to show, so it is the one that runs where they are asked for.
-        implementation = "eager" if kwargs.get("output_attentions") else self.config._attn_implementation
+        implementation = self.config._attn_implementation
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            implementation = "eager"
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         context, weights = attention(self, query, key, value, None, scaling=self.scaling, dropout=dropout, **kwargs)
@@ -217,8 +223,7 @@ class ViTScratchPreTrainedModel(PreTrainedModel):
         if std is None and isinstance(module, (nn.Linear, nn.Conv2d)):
             # As the paper's code: Glorot's bound, for a convolution with a patch as its input and a token as output.
             fan_out, fan_in = module.weight.flatten(1).shape
-            if isinstance(module, nn.Linear) and fan_out == 3 * fan_in:
-                fan_out = fan_in  # query, key and value are three matrices in one
+            fan_out //= getattr(module, "num_matrices", 1)  # query, key and value are three in one
             bound = math.sqrt(6 / (fan_in + fan_out))
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
@@ -257,10 +262,12 @@ class ViTScratchModel(ViTScratchPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
-    @merge_with_config_defaults
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
-        self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
         Args:
@@ -301,7 +308,7 @@ class ViTScratchForImageClassification(ViTScratchPreTrainedModel):
         pixel_values: torch.Tensor,
         labels: torch.Tensor | None = None,
         interpolate_pos_encoding: bool = False,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> ImageClassifierOutput:
         """
         Args:

@@ -29,7 +29,7 @@ def plot_curves(log_history: list[dict], file: str | os.PathLike) -> None:
 
 
 def plot_confusion_matrix(matrix: list[list[int]], names: list[str], file: str | os.PathLike) -> None:
-    """Counts of true (rows) against predicted classes (columns); the colour shows the errors, the diagonal is left out."""
+    """Counts of true (rows) against predicted classes (columns); the colour is for the errors alone."""
     counts = np.asarray(matrix)
     errors = counts.astype(float)
     np.fill_diagonal(errors, np.nan)

@@ -1,131 +1,34 @@
-"""The main job: read the flags and the recipe, load the data, train, measure, and leave one folder with all of it."""
+"""The main job: load the data, train, measure, and leave one folder with all of it."""
 
-import dataclasses
 import json
 import os
 import sys
 import time
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
-from types import UnionType
-from typing import get_args
 
 import datasets
 import safetensors.torch
 import torch
 import transformers
-import yaml
 from accelerate import PartialState
 from torch import nn
-from transformers import HfArgumentParser, Trainer, TrainerCallback, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from . import data
+from .arguments import AugmentationArguments, DataArguments, RunArguments, parse_arguments
 from .augmentation import DigitAugmentation, RandomFlip
 from .batches import ImageBatches, PixelValues, keep_batch
-from .configuration_vit_scratch import SIZES, ViTScratchConfig
-from .device import best_device, computes_bf16, fastest_attention, set_up_cpu
+from .configuration_vit_scratch import ViTScratchConfig
+from .device import fastest_attention, set_up_cpu
 from .image_processing_vit_scratch import ViTScratchImageProcessor
 from .inference import load_model, predict_logits, write_submission
 from .modeling_vit_scratch import ViTScratchForImageClassification
 from .plots import plot_confusion_matrix, plot_curves
 from .publish import write_card
 
-RECIPES = resources.files(__package__) / "recipes"
 AVERAGE_NAME = "average.safetensors"
-# What every run has unless its recipe or a flag says otherwise: a Trainer without uploads, pickled or unused extras.
-_HOUSE_DEFAULTS = {
-    "report_to": "none",
-    "eval_strategy": "steps",
-    "eval_steps": 0.1,
-    "save_strategy": "steps",
-    "save_steps": 0.1,
-    "save_total_limit": 2,
-    "logging_steps": 0.02,
-    "logging_nan_inf_filter": "false",
-    "remove_unused_columns": "false",
-    "per_device_eval_batch_size": 500,
-    "dataloader_pin_memory": "false",
-}
-
-
-def _flag(default, text: str):
-    return dataclasses.field(default=default, metadata={"help": text})
-
-
-@dataclasses.dataclass
-class DataArguments:
-    """Which images, and how they are split."""
-
-    data: str = _flag(
-        data.SAMPLE,
-        "sample (real digits that come with the install), the competition's zip or a folder with its CSVs, kaggle, an "
-        "image folder, a Parquet or Arrow dataset on disk, or the id of a dataset on the Hub.",
-    )
-    image_column: str = _flag("image", "Name of the column with the images.")
-    label_column: str = _flag("label", "Name of the column with the labels.")
-    validation_size: float = _flag(0.1, "Fraction of the training rows held out, where the data has no such split.")
-    split_seed: int = _flag(42, "Decides which rows these are.")
-    crop_fraction: float | None = _flag(
-        None,
-        "Evaluate on the centre crop that is this fraction of the shorter side (photographs: 0.875). "
-        "Unset: the whole image is brought to image_size.",
-    )
-
-
-@dataclasses.dataclass
-class AugmentationArguments:
-    """What happens to training images, in whole batches on the training device."""
-
-    augmentation: str = _flag(
-        "none", "none, digits (affine and elastic, never flipped) or photos (random crop, flip)."
-    )
-    rotation_degrees: float = _flag(15.0, "digits: largest rotation.")
-    scale_range: float = _flag(0.15, "digits: 0.15 scales by 0.85 to 1.15.")
-    shear_degrees: float = _flag(10.0, "digits: largest shear.")
-    shift_pixels: float = _flag(2.0, "digits: largest shift along each axis.")
-    elastic_pixels: float = _flag(0.8, "digits: standard deviation of the elastic displacement.")
-    min_crop_area: float = _flag(
-        0.35, "photos: smallest part of a picture that is cropped, as a fraction of its area."
-    )
-
-
-@dataclasses.dataclass
-class RunArguments:
-    """What the Trainer has no flag for."""
-
-    recipe: str | None = _flag(
-        None,
-        "Name of a recipe of the package, or path of a YAML file with the names of these flags as keys; a flag on the "
-        "command line wins over it. Default: sample for the sample, digits-tiny for other data.",
-    )
-    size: str = _flag("digits-tiny", f"A named size, whose fields the flags of the model replace: {', '.join(SIZES)}.")
-    attn_implementation: str | None = _flag(None, "eager, sdpa, flex_attention, ... Default: the fastest here.")
-    ema_decay: float = _flag(0.999, "Decay of the moving average of the weights, which is what is evaluated; 0: none.")
-    overwrite_output_dir: bool = _flag(False, "Replace the run that lies in output_dir.")
-
-
-def _scalar(annotation):
-    """The type of a flag for a field of the config: `int | list[int]` takes one or two integers."""
-    options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
-    lists = [option for option in options if get_args(option)]
-    return (lists or [option for option in options if option is not type(None)])[0]
-
-
-# Every field of the config is a flag of its name. None stands for "not given": then the size says it, or the data.
-ModelArguments = dataclasses.make_dataclass(
-    "ModelArguments",
-    [
-        (
-            name,
-            _scalar(annotation) | None,
-            _flag(None, f"Field of the config. Default: that of --size. ({annotation})"),
-        )
-        for name, annotation in ViTScratchConfig.__annotations__.items()
-        if name != "training_data"
-    ],
-)
 
 
 class WeightAverage(TrainerCallback):
@@ -188,10 +91,15 @@ class ViTScratchTrainer(Trainer):
         )
         return [f"{name}.weight" for name, _ in layers]
 
-    def _prepare_inputs(self, inputs):
-        inputs = super()._prepare_inputs(inputs)
-        pixel_values = self.to_pixel_values(inputs["pixel_values"], augment=self.model.training)
-        return {**inputs, "pixel_values": pixel_values}
+    def training_step(self, model, inputs, *args, **kwargs):
+        return super().training_step(model, self._with_pixel_values(inputs, augment=True), *args, **kwargs)
+
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        return super().prediction_step(model, self._with_pixel_values(inputs, augment=False), *args, **kwargs)
+
+    def _with_pixel_values(self, inputs, augment: bool):
+        inputs = self._prepare_inputs(inputs)
+        return {**inputs, "pixel_values": self.to_pixel_values(inputs["pixel_values"], augment)}
 
     def evaluation_loop(self, *args, **kwargs):
         with self.average.in_place():
@@ -215,67 +123,9 @@ class ViTScratchTrainer(Trainer):
         self.average.load(resume_from_checkpoint)
 
 
-def parse_arguments(argv: list[str]):
-    """Flags to dataclasses: house defaults, then the recipe, then the command line, each winning over the last.
-
-    Returns (run, data, augmentation, model, training). Raises: ValueError for a recipe that cannot be read or has
-    unknown keys; argparse exits where a flag is unknown or has a value of the wrong type.
-    """
-    kinds = (RunArguments, DataArguments, AugmentationArguments, ModelArguments, TrainingArguments)
-    parser = HfArgumentParser(
-        kinds, prog="train.py", allow_abbrev=False, description="Train a Vision Transformer from scratch."
-    )
-    early = HfArgumentParser((RunArguments, DataArguments), add_help=False, allow_abbrev=False)
-    known, _ = early.parse_known_args(argv)
-    recipe = known.recipe or ("sample" if known.data == data.SAMPLE else "digits-tiny")
-    values = read_recipe(recipe)
-    flags = {action.dest for action in parser._actions}
-    if unknown := sorted(set(values) - flags | set(values) & {"recipe", "help"}):
-        raise ValueError(
-            f"recipe {recipe} has unknown keys: {', '.join(map(str, unknown))}. Keys are the flags' names."
-        )
-    device = best_device()
-    house = {
-        **_HOUSE_DEFAULTS,
-        "output_dir": f"output/{Path(recipe).stem}",
-        "bf16": computes_bf16(device),
-        "use_cpu": device.type == "cpu",
-        "dataloader_pin_memory": device.type == "cuda",
-    }
-    arguments = parser.parse_args_into_dataclasses([*_as_flags({**house, **values}), *argv], look_for_args_file=False)
-    arguments[0].recipe = recipe
-    return arguments
-
-
-def read_recipe(recipe: str) -> dict:
-    """The keys and values of a recipe, by its name in the package or the path of a YAML file."""
-    file = RECIPES / f"{recipe}.yaml"
-    if not file.is_file():
-        file = Path(recipe)
-        if not file.is_file():
-            names = ", ".join(sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir()))
-            raise ValueError(f"no recipe {recipe!r}: expected the path of a YAML file or one of {names}.")
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"recipe {recipe} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"recipe {recipe} must be a mapping of flags to values, got {type(values).__name__}.")
-    return values
-
-
-def _as_flags(values: dict) -> list[str]:
-    """A recipe's values as they would be typed, so that argparse checks and converts both alike."""
-    flags = []
-    for name, value in values.items():
-        if isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
-        elif value is not None:
-            flags.append(f"--{name}={json.dumps(value) if isinstance(value, dict) else value}")
-    return flags
-
-
-def build_config(run, model_arguments, splits: datasets.DatasetDict, training_data: str) -> ViTScratchConfig:
+def build_config(
+    run: RunArguments, model_arguments, splits: datasets.DatasetDict, training_data: str
+) -> ViTScratchConfig:
     """The config of the named size with the given fields; image size, channels and classes come from the data."""
     fields = {name: value for name, value in vars(model_arguments).items() if value is not None}
     if isinstance(fields.get("image_size"), list) and len(fields["image_size"]) == 1:
@@ -384,7 +234,13 @@ def _metrics_during_training(prediction) -> dict:
     return {key: value for key, value in results.items() if not isinstance(value, list)}
 
 
-def train(run, data_arguments, augmentation, model_arguments, training) -> dict:
+def train(
+    run: RunArguments,
+    data_arguments: DataArguments,
+    augmentation: AugmentationArguments,
+    model_arguments,
+    training: TrainingArguments,
+) -> dict:
     """Run the whole job. Takes what [`parse_arguments`] gives; returns what is in all_results.json.
 
     Raises: ValueError or OSError, in one line, for anything that the user can put right.
@@ -399,6 +255,7 @@ def train(run, data_arguments, augmentation, model_arguments, training) -> dict:
     if not 0 <= run.ema_decay < 1:
         raise ValueError(f"ema_decay must be at least 0 and below 1, got {run.ema_decay}.")
     set_up_cpu()
+    transformers.logging.disable_progress_bar()  # that of each file that is saved; the Trainer's own stays
     if state.is_main_process and data_arguments.data == data.SAMPLE:
         print(data.SAMPLE_NOTICE, flush=True)
     start = time.perf_counter()
@@ -501,6 +358,9 @@ def main(argv: list[str] | None = None):
     """What train.py runs: one line on bad input, and exit code 2."""
     try:
         train(*parse_arguments(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        print("train.py: stopped. --resume_from_checkpoint true goes on from the last checkpoint.", file=sys.stderr)
+        raise SystemExit(130) from None
     except (ValueError, OSError) as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)

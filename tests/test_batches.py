@@ -1,0 +1,77 @@
+import datasets
+import numpy as np
+import pytest
+import torch
+from conftest import blocks, competition_zip, photo_folder
+from PIL import Image
+
+from hf_vit_scratch import data
+from hf_vit_scratch.arguments import parse_arguments
+from hf_vit_scratch.batches import ImageBatches, PixelValues
+from hf_vit_scratch.configuration_vit_scratch import ViTScratchConfig
+from hf_vit_scratch.image_processing_vit_scratch import ViTScratchImageProcessor
+from hf_vit_scratch.training import build_processor
+
+DIGITS = ViTScratchConfig.from_size("digits-tiny")
+
+
+@pytest.fixture(scope="module")
+def splits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("batches")
+    competition_zip(folder / "digits.zip")
+    return data.load(folder / "digits.zip")
+
+
+def test_a_batch_is_what_the_processor_makes_of_the_same_images(splits):
+    processor = build_processor(DIGITS)
+    batches, rows = ImageBatches(splits["train"], processor), [5, 0, 171]
+    batch = batches.__getitems__(rows)
+    assert batch["pixel_values"].dtype == torch.uint8
+    expected = processor([splits["train"][row]["image"] for row in rows], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(PixelValues(processor)(batch["pixel_values"]), expected)
+    assert batch["labels"].tolist() == [splits["train"][row]["label"] for row in rows]
+
+
+def test_the_unlabelled_test_split_keeps_its_order_and_has_no_labels(splits):
+    batch = ImageBatches(splits["test"], build_processor(DIGITS)).__getitems__([2, 40])
+    labels = (np.arange(50) * 7 + 3) % 10
+    assert "labels" not in batch
+    np.testing.assert_array_equal(batch["pixel_values"][:, 0].numpy(), blocks(labels, seed=2)[[2, 40]])
+
+
+def test_images_of_another_size_or_other_channels_are_brought_to_the_models(splits):
+    processor = ViTScratchImageProcessor(num_channels=3, size={"height": 32, "width": 36})
+    batches = ImageBatches(splits["train"], processor)
+    images = batches.__getitems__([3])["pixel_values"]
+    expected = splits["train"][3]["image"].convert("RGB").resize((36, 32), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(images[0].permute(1, 2, 0).numpy(), np.asarray(expected))
+
+
+def test_photographs_are_cropped_at_random_in_training_and_in_the_middle_in_evaluation(tmp_path):
+    photo_folder(tmp_path / "photos")
+    splits = data.load(tmp_path / "photos")
+    arguments = parse_arguments(["--recipe", "photos-small", "--data", "x"])[1]
+    config = ViTScratchConfig(image_size=32, patch_size=16, hidden_size=8, num_attention_heads=1)
+    processor = build_processor(config, arguments.crop_fraction)
+    rows = list(range(len(splits["train"])))
+    training = ImageBatches(splits["train"], processor, min_crop_area=0.35)
+    once, again = training.__getitems__(rows)["pixel_values"], training.__getitems__(rows)["pixel_values"]
+    assert once.shape == (len(rows), 3, 32, 32)
+    assert not torch.equal(once, again)
+    evaluation = ImageBatches(splits["validation"], processor).__getitems__([1])["pixel_values"][0].permute(1, 2, 0)
+    image = splits["validation"][1]["image"]
+    ratio = 32 / 0.875 / min(image.size)  # the shorter side becomes 37 pixels, of which the middle 32 are taken
+    resized = image.resize(
+        [37 if side == min(image.size) else int(side * 37 / min(image.size)) for side in image.size], 3
+    )
+    left, top = (resized.width - 32) // 2, (resized.height - 32) // 2
+    expected = np.asarray(resized.crop((left, top, left + 32, top + 32)), dtype=float)
+    assert ratio > 0
+    assert np.abs(evaluation.numpy() - expected).mean() < 3
+
+
+def test_an_image_that_cannot_be_decoded_is_refused_not_skipped():
+    rows = {"image": [{"bytes": b"no image", "path": "broken.png"}] * 2}
+    split = datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()}))
+    with pytest.raises(data.DataError, match="cannot be decoded"):
+        ImageBatches(split, build_processor(DIGITS)).__getitems__([0])

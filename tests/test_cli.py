@@ -1,0 +1,130 @@
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import blocks
+from PIL import Image
+
+from hf_vit_scratch.cli import main
+
+
+@pytest.fixture
+def digit(tmp_path):
+    """A file for each of two digits, and the digits."""
+    labels = np.array([7, 2])
+    files = [tmp_path / f"{label}.png" for label in labels]
+    for file, pixels in zip(files, blocks(labels, seed=5), strict=True):
+        Image.fromarray(pixels).save(file)
+    return list(map(str, files))
+
+
+def refused(capsys, *argv) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        main(list(argv))
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_predict_gives_a_line_an_image(run_folder, digit, capsys):
+    main(["predict", *digit, "--model", str(run_folder)])
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows] == [[digit[0], "7"], [digit[1], "2"]]
+    assert all(0.1 < float(row[2]) <= 1 for row in rows)
+
+
+def test_predict_as_json_with_several_classes(run_folder, digit, capsys):
+    main(["predict", digit[0], "--model", str(run_folder), "--json", "--top_k", "3"])
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    scores = [entry["score"] for entry in found["predictions"]]
+    assert found["file"] == digit[0]
+    assert found["predictions"][0]["label"] == "7"
+    assert len(scores) == 3 and scores == sorted(scores, reverse=True)
+
+
+def test_submit_writes_the_same_bytes_twice_and_as_the_run_did(run_folder, tmp_path, capsys):
+    for name in ("one.csv", "two.csv"):
+        zipped = str(run_folder.parent / "digits.zip")
+        main(["submit", "--model", str(run_folder), "--data", zipped, "--output_file", str(tmp_path / name)])
+    assert "Warning" not in capsys.readouterr().err
+    written = (run_folder / "submission.csv").read_bytes()
+    assert (tmp_path / "one.csv").read_bytes() == (tmp_path / "two.csv").read_bytes() == written
+
+
+def test_submit_warns_about_a_model_that_has_seen_the_sample(run_folder, tmp_path, capsys):
+    from hf_vit_scratch import ViTScratchForImageClassification, ViTScratchImageProcessor
+
+    model = ViTScratchForImageClassification.from_pretrained(run_folder)
+    model.config.training_data = ["sample"]
+    model.save_pretrained(tmp_path / "model")
+    ViTScratchImageProcessor.from_pretrained(run_folder).save_pretrained(tmp_path / "model")
+    zipped, file = str(run_folder.parent / "digits.zip"), str(tmp_path / "file.csv")
+    main(["submit", "--model", str(tmp_path / "model"), "--data", zipped, "--output_file", file])
+    assert "trained on the sample" in capsys.readouterr().err
+
+
+def test_code_that_lies_in_a_model_folder_is_not_run(run_folder, tmp_path, digit, capsys):
+    import shutil
+
+    folder = shutil.copytree(run_folder, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    for file in folder.glob("*_vit_scratch.py"):
+        file.write_text(
+            f"open({str(tmp_path / 'was_run')!r}, 'w')\nraise SystemExit('the code of the folder was run')\n"
+        )
+    main(["predict", digit[0], "--model", str(folder)])
+    assert capsys.readouterr().out.split("\t")[1] == "7"
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_a_folder_with_a_pickle_instead_of_safetensors_is_refused(run_folder, tmp_path, digit, capsys):
+    import shutil
+
+    import torch
+
+    folder = shutil.copytree(run_folder, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    assert "cannot load a model" in refused(capsys, "predict", digit[0], "--model", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["predict", "{tmp}/absent.png", "--model", "{run}"], "absent.png"),
+        (["predict", "{tmp}/text.png", "--model", "{run}"], "text.png cannot be read as an image"),
+        (["predict", "{tmp}/text.png", "--model", "{run}", "--top_k", "0"], "--top_k"),
+        (["predict", "{tmp}/text.png", "--model", "{tmp}"], "cannot load a model from"),
+        (["predict", "{tmp}/text.png", "--model", "{tmp}/bert"], "bert"),
+        (["submit", "--data", "sample", "--model", "{run}", "--output_file", "{tmp}/a.csv"], "no unlabelled test"),
+        (["submit", "--data", "{digits}", "--model", "{run}", "--output_file", "{tmp}/no/a.csv"], "no folder"),
+        (["submit", "--data", "{digits}", "--model", "{tmp}/cats", "--output_file", "{tmp}/a.csv"], "classes"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(argv, words, run_folder, tmp_path, capsys):
+    from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchImageProcessor
+
+    (tmp_path / "text.png").write_text("no image")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
+    cats = ViTScratchConfig.from_size("digits-tiny", num_hidden_layers=1, id2label={0: "cat", 1: "dog"})
+    ViTScratchForImageClassification(cats).save_pretrained(tmp_path / "cats")
+    ViTScratchImageProcessor().save_pretrained(tmp_path / "cats")
+    digits = str(run_folder.parent / "digits.zip")
+    capsys.readouterr()
+    argv = [part.format(tmp=tmp_path, run=run_folder, digits=digits) for part in argv]
+    assert words in refused(capsys, *argv)
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_help_and_the_bare_import_do_not_wait_for_torch():
+    code = (
+        "import sys, hf_vit_scratch, hf_vit_scratch.cli as cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules), 'imported too early'"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "predict" in printed and "submit" in printed

@@ -1,0 +1,41 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from hf_vit_scratch.device import best_device, computes_bf16, fastest_attention
+
+
+@pytest.mark.parametrize(("world", "share"), [("1", 1), ("2", 2)])
+def test_the_cores_are_shared_out_although_the_launcher_allows_one_thread(world, share):
+    """accelerate launch sets OMP_NUM_THREADS=1."""
+    code = (
+        "import os, torch; from hf_vit_scratch.device import set_up_cpu; set_up_cpu();"
+        "print(torch.get_num_threads(), len(os.sched_getaffinity(0)))"
+    )
+    environment = {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": world, "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    threads, cores = map(int, printed.split())
+    assert threads == max(1, cores // share)
+
+
+def test_a_number_of_threads_that_the_user_chose_is_kept():
+    code = "import torch; from hf_vit_scratch.device import set_up_cpu; set_up_cpu(); print(torch.get_num_threads())"
+    environment = {"OMP_NUM_THREADS": "3", "PATH": "/usr/bin:/bin"}
+    command = [sys.executable, "-c", code]
+    assert subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip() == "3"
+
+
+def test_the_device_is_one_that_can_be_used():
+    torch.zeros(1, device=best_device())
+
+
+def test_long_sequences_are_not_attended_eagerly():
+    assert fastest_attention(10_000, torch.device("cpu")) == "sdpa"
+    assert fastest_attention(50, torch.device("cuda")) == "sdpa"
+
+
+def test_bf16_is_left_alone_where_nothing_is_known_of_it():
+    assert not computes_bf16(torch.device("meta"))

@@ -1,0 +1,42 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from hf_vit_scratch.metrics import ClassifierMetrics
+
+
+def compute(probabilities, labels):
+    return ClassifierMetrics().compute(predictions=np.array(probabilities), references=labels)
+
+
+def test_counts_and_means_by_hand():
+    results = compute([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]], [0, 1, 1, 2])
+    assert results["accuracy"] == 0.75
+    assert (results["errors"], results["num_images"]) == (1, 4)
+    assert results["recall_per_class"] == [1.0, 0.5, 1.0]
+    assert results["confusion_matrix"] == [[1, 0, 0], [1, 1, 0], [0, 0, 1]]
+    assert results["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    expected = -(math.log(0.7) + math.log(0.3) + math.log(0.8) + math.log(0.6)) / 4
+    assert results["negative_log_likelihood"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_calibration_error_of_a_model_that_is_too_sure():
+    """All say 0.9 (one bin) and 6 of 10 are right: off by 0.3."""
+    assert compute([[0.9, 0.1]] * 10, [0] * 6 + [1] * 4)["calibration_error"] == pytest.approx(0.3, abs=1e-6)
+
+
+def test_calibration_error_weighs_bins_by_their_images():
+    results = compute([[0.95, 0.05]] * 30 + [[0.55, 0.45]] * 10, [0] * 30 + [1] * 10)
+    assert results["calibration_error"] == pytest.approx((30 * 0.05 + 10 * 0.55) / 40, abs=1e-6)
+
+
+def test_a_class_that_is_absent_has_no_recall_and_the_results_are_json():
+    results = compute([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1]], [0, 1])
+    assert results["recall_per_class"] == [1.0, 1.0, None]
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+
+
+def test_a_probability_of_zero_gives_a_finite_likelihood():
+    assert math.isfinite(compute([[1.0, 0.0]], [1])["negative_log_likelihood"])

@@ -1,0 +1,323 @@
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, TINY, competition_zip, photo_folder
+from safetensors.torch import load_file
+from torch import nn
+from transformers import TrainingArguments
+
+from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification
+from hf_vit_scratch.arguments import parse_arguments
+from hf_vit_scratch.training import ViTScratchTrainer, WeightAverage, main
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+
+
+def error_of(capsys, *argv) -> str:
+    """The one line with which a run is refused."""
+    with pytest.raises(SystemExit) as stopped:
+        main(list(argv))
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: error:")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+# ---- the output folder
+
+
+def test_a_run_leaves_one_folder_with_everything(run_folder):
+    names = {path.name for path in run_folder.iterdir() if path.is_file()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "all_results.json"} <= names
+    assert {f"{room}_vit_scratch.py" for room in ("configuration", "modeling", "image_processing")} <= names
+    assert {"curves.png", "confusion_matrix.png", "submission.csv"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
+
+
+def test_the_submission_is_kaggles_format_in_the_order_of_the_test_split(run_folder):
+    with open(run_folder / "submission.csv", newline="") as stream:
+        header, *rows = csv.reader(stream)
+    labels = json.loads((run_folder.parent / "test_labels.json").read_text())
+    assert header == ["ImageId", "Label"]
+    assert [int(row[0]) for row in rows] == list(range(1, len(labels) + 1))
+    assert np.mean([int(row[1]) == label for row, label in zip(rows, labels, strict=True)]) > 0.9
+
+
+def test_the_measured_accuracy_is_that_of_the_saved_folder(run_folder):
+    """Recomputed image by image, through transformers' classes and the processor."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    from hf_vit_scratch import data
+
+    split = data.load(run_folder.parent / "digits.zip")["validation"]
+    model = AutoModelForImageClassification.from_pretrained(run_folder)
+    processor = AutoImageProcessor.from_pretrained(run_folder)
+    with torch.inference_mode():
+        logits = model(**processor(list(split["image"]), return_tensors="pt")).logits
+    labels = torch.tensor(split["label"][:])
+    results = json.loads((run_folder / "all_results.json").read_text())
+    assert results["validation_errors"] == int((logits.argmax(dim=-1) != labels).sum())
+    expected = nn.functional.cross_entropy(logits, labels).item()
+    assert results["validation_negative_log_likelihood"] == pytest.approx(expected, abs=1e-5)
+    assert results["validation_accuracy"] > 0.9
+
+
+def test_the_folder_has_the_average_and_a_checkpoint_both_sets_of_weights(run_folder):
+    checkpoint = max(run_folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    raw, average = load_file(checkpoint / "model.safetensors"), load_file(checkpoint / "average.safetensors")
+    released = load_file(run_folder / "model.safetensors")
+    assert raw.keys() == average.keys() == released.keys()
+    assert all(torch.equal(released[name], average[name]) for name in average)
+    assert any(not torch.equal(released[name], raw[name]) for name in raw)
+
+
+def test_arguments_are_kept_without_a_token(tmp_path):
+    competition_zip(tmp_path / "digits.zip")
+    secret = "hf_" + "x" * 34
+    main(["--data", str(tmp_path / "digits.zip"), "--output_dir", str(tmp_path / "out"), *TINY, "--hub_token", secret])
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert (tmp_path / "out" / "training_args.json") in files
+    assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+# ---- repeating and resuming
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("digits")
+    competition_zip(folder / "digits.zip")
+    return str(folder / "digits.zip")
+
+
+def weights(folder) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_seed_repeats_a_run_and_a_resumed_run_ends_as_if_never_stopped(digits, tmp_path):
+    arguments = ["--data", digits, *TINY, "--num_train_epochs", "4", "--save_steps", "5", "--eval_strategy", "no"]
+    arguments += ["--hidden_dropout_prob", "0.1", "--drop_path_rate", "0.1", "--save_total_limit", "9"]
+    main([*arguments, "--output_dir", str(tmp_path / "whole")])
+    main([*arguments, "--output_dir", str(tmp_path / "other"), "--seed", "7"])
+    assert not same(weights(tmp_path / "whole"), weights(tmp_path / "other"))
+
+    main([*arguments, "--output_dir", str(tmp_path / "again")])
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "again"))
+    # As if killed while it wrote checkpoint 15: what came after 10 is gone or incomplete.
+    stopped = tmp_path / "again"
+    for path in [*stopped.glob("checkpoint-2*"), stopped / "checkpoint-15" / "trainer_state.json"]:
+        for file in path.iterdir() if path.is_dir() else [path]:
+            file.unlink()
+    (stopped / "model.safetensors").unlink()
+    main([*arguments, "--output_dir", str(stopped), "--resume_from_checkpoint", "true"])
+    assert same(weights(tmp_path / "whole"), weights(stopped))
+
+
+def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_path, capsys):
+    arguments = ["--data", digits, *TINY, "--output_dir", str(tmp_path / "out")]
+    main(arguments)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert "holds a run already" in error_of(capsys, *arguments)
+    resume = ["--resume_from_checkpoint", "true"]
+    assert "hidden_size 16, this run 32" in error_of(capsys, *arguments, *resume, "--hidden_size", "32")
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    main([*arguments, "--overwrite_output_dir"])
+
+
+# ---- the parts of the trainer
+
+
+def test_the_average_follows_its_closed_form():
+    model = nn.Linear(3, 2)
+    average = WeightAverage(model, decay=0.6)
+    expected = model.weight.detach().clone()
+    state = type("State", (), {})()
+    for step in range(1, 8):
+        with torch.no_grad():
+            model.weight.add_(step)
+        state.global_step = step
+        average.on_step_end(None, state, None)
+        decay = min(0.6, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * model.weight.detach()
+    raw = model.weight.detach().clone()
+    with average.in_place():
+        torch.testing.assert_close(model.weight.detach(), expected)
+    torch.testing.assert_close(model.weight.detach(), raw, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_weight_decay_leaves_out_biases_norms_and_embeddings(stem):
+    config = ViTScratchConfig.from_size("digits-tiny", num_hidden_layers=1, stem=stem)
+    model = ViTScratchForImageClassification(config)
+    decayed = set(ViTScratchTrainer.get_decay_parameter_names(None, model))
+    shapes = dict(model.named_parameters())
+    assert decayed <= shapes.keys()
+    left_out = shapes.keys() - decayed
+    assert {"vit.embeddings.cls_token", "vit.embeddings.position_embeddings"} <= left_out
+    assert all(shapes[name].dim() in (2, 4) for name in decayed)
+    assert all(shapes[name].dim() == 1 or "embeddings" in name for name in left_out)
+    assert "vit.layers.0.attention.qkv.weight" in decayed
+
+
+# ---- flags and recipes
+
+
+def test_a_flag_wins_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("size: digits-small\nhidden_size: 48\nlearning_rate: 1e-3\nimage_size: [28, 20]\nbf16: false\n")
+    run, _, _, model, training = parse_arguments(["--recipe", str(recipe), "--hidden_size", "96"])
+    assert (run.size, model.hidden_size, model.image_size) == ("digits-small", 96, [28, 20])
+    assert (training.learning_rate, training.bf16) == (0.001, False)
+    assert model.num_hidden_layers is None  # not given: the size says it
+    assert training.output_dir == "output/mine"
+
+
+def test_every_field_of_the_config_is_a_flag_of_its_name():
+    flags = {
+        "image_size": "56", "patch_size": "8", "num_channels": "3", "hidden_size": "24", "num_hidden_layers": "3",
+        "num_attention_heads": "2", "intermediate_size": "40", "hidden_act": "relu", "hidden_dropout_prob": "0.1",
+        "attention_probs_dropout_prob": "0.2", "layer_norm_eps": "1e-5", "initializer_range": "0.03",
+        "qkv_bias": "false", "position_embedding": "sincos2d", "pooling": "mean", "stem": "conv", "drop_path_rate": "0.3",
+    }  # fmt: skip
+    assert flags.keys() == ViTScratchConfig.__annotations__.keys() - {"training_data"}
+    model = parse_arguments([part for name, value in flags.items() for part in (f"--{name}", value)])[3]
+    fields = {**vars(model), "image_size": model.image_size[0]}
+    config = ViTScratchConfig(**fields)
+    for name, value in flags.items():
+        assert str(getattr(config, name)).lower() == value or math.isclose(getattr(config, name), float(value))
+
+
+@pytest.mark.parametrize("recipe", [path.stem for path in (REPOSITORY / "hf_vit_scratch" / "recipes").glob("*.yaml")])
+def test_every_recipe_of_the_package_can_be_read(recipe):
+    run, _, _, model, training = parse_arguments(["--recipe", recipe])
+    fields = {name: value for name, value in vars(model).items() if value is not None and name != "image_size"}
+    config = ViTScratchConfig.from_size(
+        run.size, **fields, **({"image_size": model.image_size[0]} if model.image_size else {})
+    )
+    assert config.num_hidden_layers > 0
+    assert isinstance(training, TrainingArguments)
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--hiden_size", "96"], "--hiden_size"),
+        (["--hidden_size", "wide"], "wide"),
+        (["--recipe", "nowhere.yaml"], "no recipe 'nowhere.yaml'"),
+        (["--recipe", "{folder}/unknown.yaml"], "unknown keys: hiden_size"),
+        (["--recipe", "{folder}/list.yaml"], "mapping"),
+        (["--recipe", "{folder}/broken.yaml"], "not YAML"),
+        (["--recipe", "{folder}/word.yaml"], "abc"),
+        (["--data", "{folder}/absent.zip"], "absent.zip"),
+        (["--data", "{digits}", "--num_attention_heads", "5"], "num_attention_heads (5)"),
+        (["--data", "{digits}", "--patch_size", "5"], "patch_size (5)"),
+        (["--data", "{digits}", "--size", "huge"], "unknown size 'huge'"),
+        (["--data", "{digits}", "--augmentation", "flip"], "augmentation"),
+        (["--data", "{digits}", "--load_best_model_at_end", "true"], "load_best_model_at_end"),
+        (["--data", "{digits}", "--resume_from_checkpoint", "true"], "no whole checkpoint"),
+        (["--data", "{digits}", "--ema_decay", "1.5"], "ema_decay"),
+        (["--data", "{folder}/photos"], "--recipe photos-small"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(argv, words, digits, tmp_path, capsys):
+    (tmp_path / "unknown.yaml").write_text("hiden_size: 96\n")
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "broken.yaml").write_text("a: [1\nb: }")
+    (tmp_path / "word.yaml").write_text("learning_rate: abc\n")
+    photo_folder(tmp_path / "photos")
+    argv = [part.format(folder=tmp_path, digits=digits) for part in argv]
+    assert words in error_of(capsys, *argv, "--output_dir", str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+# ---- other data
+
+
+def test_the_default_is_the_sample_and_its_model_says_so(tmp_path, capsys):
+    main(["--output_dir", str(tmp_path / "out"), *TINY, "--max_steps", "3", "--eval_strategy", "no"])
+    printed = capsys.readouterr().out
+    assert "sample" in printed and "kaggle.com/competitions/digit-recognizer" in printed
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["training_data"] == ["sample"]
+    assert "Trained on the sample" in (tmp_path / "out" / "README.md").read_text()
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["train_images"] == 4500
+
+
+def test_photographs_of_all_sizes_train_by_their_recipe(tmp_path):
+    photo_folder(tmp_path / "photos", per_class=16)
+    flags = ["--image_size", "32", "--patch_size", "8", "--num_train_epochs", "15", "--dataloader_num_workers", "0"]
+    tiny = [
+        "--hidden_size",
+        "16",
+        "--num_hidden_layers",
+        "2",
+        "--num_attention_heads",
+        "2",
+        "--intermediate_size",
+        "32",
+    ]
+    out = tmp_path / "out"
+    main(["--data", str(tmp_path / "photos"), "--recipe", "photos-small", "--output_dir", str(out), *flags, *tiny,
+          "--use_cpu", "true", "--disable_tqdm", "true", "--per_device_train_batch_size", "8"])  # fmt: skip
+    results = json.loads((out / "all_results.json").read_text())
+    assert (results["train_images"], results["validation_num_images"]) == (32, 16)
+    assert results["validation_accuracy"] > 0.8
+    assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "blue", "1": "red"}
+    assert not (out / "submission.csv").exists()
+
+
+# ---- two processes
+
+RECORDING = """
+import json, os, sys
+import torch.distributed
+from hf_vit_scratch import training
+from hf_vit_scratch.batches import ImageBatches
+seen = {"train": [], "predicted": []}
+original = ImageBatches.__getitems__
+def record(self, indices):
+    seen["train" if len(self) == 180 else "predicted"].append(list(map(int, indices)))
+    return original(self, indices)
+ImageBatches.__getitems__ = record
+training.main(sys.argv[2:])
+world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+with open(f"{sys.argv[1]}-{os.environ.get('RANK', 0)}.json", "w") as file:
+    json.dump({"world": world, **seen}, file)
+"""
+
+
+def test_two_processes_see_every_image_once_and_write_once(digits, tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(RECORDING)
+    arguments = ["--data", digits, *TINY, "--num_train_epochs", "1", "--per_device_train_batch_size", "15"]
+    arguments += ["--output_dir", str(tmp_path / "out"), "--eval_strategy", "no", "--ddp_backend", "gloo"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [*TORCHRUN, str(script), str(tmp_path / "seen"), *arguments]
+    subprocess.run(command, check=True, env=environment, capture_output=True, cwd=tmp_path)
+    ranks = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
+    assert [rank["world"] for rank in ranks] == [2, 2]
+    rows = [row for rank in ranks for batch in rank["train"] for row in batch]
+    assert sorted(rows) == list(range(180))
+    # validation has 20 rows and test 50, and each was predicted by one of the two
+    predicted = [row for rank in ranks for batch in rank["predicted"] for row in batch]
+    assert sorted(predicted) == sorted([*range(20), *range(50)])
+    assert all(rank["predicted"] for rank in ranks)
+
+    from hf_vit_scratch.cli import main as vit_scratch
+
+    alone = tmp_path / "alone.csv"
+    vit_scratch(["submit", "--model", str(tmp_path / "out"), "--data", digits, "--output_file", str(alone)])
+    assert alone.read_bytes() == (tmp_path / "out" / "submission.csv").read_bytes()
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["validation_num_images"] == 20
