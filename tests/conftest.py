@@ -89,7 +89,7 @@ def run_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("run")
     labels = competition_zip(folder / "digits.zip")
     (folder / "test_labels.json").write_text(json.dumps(labels.tolist()))
-    main(
-        ["--data", str(folder / "digits.zip"), "--output_dir", str(folder / "out"), *TINY, "--num_train_epochs", "12"]
-    )
+    learn = ["--num_train_epochs", "40", "--learning_rate", "1e-2", "--label_smoothing_factor", "0"]
+    flags = [*TINY, *learn, "--weight_decay", "0", "--augmentation", "none"]
+    main(["--data", str(folder / "digits.zip"), "--output_dir", str(folder / "out"), *flags])
     return folder / "out"

@@ -22,10 +22,13 @@ def test_the_cores_are_shared_out_although_the_launcher_allows_one_thread(world,
 
 
 def test_a_number_of_threads_that_the_user_chose_is_kept():
-    code = "import torch; from hf_vit_scratch.device import set_up_cpu; set_up_cpu(); print(torch.get_num_threads())"
-    environment = {"OMP_NUM_THREADS": "3", "PATH": "/usr/bin:/bin"}
+    code = (
+        "import torch; from hf_vit_scratch.device import set_up_cpu;"
+        "torch.set_num_threads(7); set_up_cpu(); print(torch.get_num_threads())"
+    )
+    environment = {"OMP_NUM_THREADS": "7", "LOCAL_WORLD_SIZE": "2", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", code]
-    assert subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip() == "3"
+    assert subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip() == "7"
 
 
 def test_the_device_is_one_that_can_be_used():

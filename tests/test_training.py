@@ -18,7 +18,7 @@ from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification
 from hf_vit_scratch.arguments import parse_arguments
 from hf_vit_scratch.training import ViTScratchTrainer, WeightAverage, main
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
 
 def error_of(capsys, *argv) -> str:
@@ -189,7 +189,8 @@ def test_every_field_of_the_config_is_a_flag_of_its_name():
         "image_size": "56", "patch_size": "8", "num_channels": "3", "hidden_size": "24", "num_hidden_layers": "3",
         "num_attention_heads": "2", "intermediate_size": "40", "hidden_act": "relu", "hidden_dropout_prob": "0.1",
         "attention_probs_dropout_prob": "0.2", "layer_norm_eps": "1e-5", "initializer_range": "0.03",
-        "qkv_bias": "false", "position_embedding": "sincos2d", "pooling": "mean", "stem": "conv", "drop_path_rate": "0.3",
+        "qkv_bias": "false", "position_embedding": "sincos2d", "pooling": "mean", "stem": "conv",
+        "drop_path_rate": "0.3",
     }  # fmt: skip
     assert flags.keys() == ViTScratchConfig.__annotations__.keys() - {"training_data"}
     model = parse_arguments([part for name, value in flags.items() for part in (f"--{name}", value)])[3]
