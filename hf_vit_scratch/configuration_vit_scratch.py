@@ -1,5 +1,6 @@
 """Configuration of the Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929)."""
 
+from difflib import get_close_matches
 from importlib import import_module
 
 from transformers import PretrainedConfig
@@ -90,12 +91,14 @@ class ViTScratchConfig(PretrainedConfig):
     training_data: list[str] | None = None
 
     def __post_init__(self, **kwargs):
-        # A dict with a model_type was a config before, and whatever else is in it was set there, say by the Trainer.
-        unknown = [] if "model_type" in kwargs else sorted(kwargs.keys() - _COMMON_ARGUMENTS)
+        names = list(ViTScratchConfig.__annotations__)
+        unknown = sorted(kwargs.keys() - _COMMON_ARGUMENTS)
+        if "model_type" in kwargs:
+            # A config.json: the Trainer, say, has set attributes of its own in it. Only what looks misspelt is refused.
+            unknown = [name for name in unknown if get_close_matches(name, names, n=1, cutoff=0.85)]
         if unknown:
             raise ValueError(
-                f"{type(self).__name__} has no field {', '.join(map(repr, unknown))}: "
-                f"the fields are {', '.join(ViTScratchConfig.__annotations__)}."
+                f"{type(self).__name__} has no field {', '.join(map(repr, unknown))}: the fields are {', '.join(names)}."
             )
         super().__post_init__(**kwargs)
         self.validate()

@@ -84,6 +84,10 @@ class ViTScratchEmbeddings(nn.Module):
         return torch.cat((class_position, grid.flatten(2).transpose(1, 2)), dim=1)
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        if pixel_values.dim() != 4:
+            raise ValueError(
+                f"expected pixel_values (batch_size, num_channels, height, width), got {tuple(pixel_values.shape)}."
+            )
         _, channels, height, width = pixel_values.shape
         if channels != self.config.num_channels:
             raise ValueError(f"expected images with {self.config.num_channels} channels, got {channels}.")
@@ -239,7 +243,7 @@ class ViTScratchPreTrainedModel(PreTrainedModel):
                 positions = sincos2d_positions(*self.config.grid_size, self.config.hidden_size)
                 init.copy_(module.position_embeddings, module.with_class_position(positions))
 
-    def save_pretrained(self, save_directory, **kwargs):
+    def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the code goes along, for every Auto class and not just that of the model saved."""
         self.config.auto_map = {
             "AutoConfig": "configuration_vit_scratch.ViTScratchConfig",
@@ -247,7 +251,7 @@ class ViTScratchPreTrainedModel(PreTrainedModel):
             "AutoModelForImageClassification": "modeling_vit_scratch.ViTScratchForImageClassification",
             "AutoImageProcessor": "image_processing_vit_scratch.ViTScratchImageProcessor",
         }
-        super().save_pretrained(save_directory, **kwargs)
+        super().save_pretrained(save_directory, *args, **kwargs)
 
 
 class ViTScratchModel(ViTScratchPreTrainedModel):
@@ -329,7 +333,11 @@ class ViTScratchForImageClassification(ViTScratchPreTrainedModel):
 ViTScratchModel.register_for_auto_class("AutoModel")
 ViTScratchForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 if __name__ == "hf_vit_scratch.modeling_vit_scratch":
-    AutoConfig.register(ViTScratchConfig.model_type, ViTScratchConfig)
-    AutoModel.register(ViTScratchConfig, ViTScratchModel)
-    AutoModelForImageClassification.register(ViTScratchConfig, ViTScratchForImageClassification)
-    AutoImageProcessor.register(ViTScratchConfig, image_processor_classes={"pil": ViTScratchImageProcessor})
+    AutoConfig.register(
+        ViTScratchConfig.model_type, ViTScratchConfig, exist_ok=True
+    )  # a notebook may reload the module
+    AutoModel.register(ViTScratchConfig, ViTScratchModel, exist_ok=True)
+    AutoModelForImageClassification.register(ViTScratchConfig, ViTScratchForImageClassification, exist_ok=True)
+    AutoImageProcessor.register(
+        ViTScratchConfig, image_processor_classes={"pil": ViTScratchImageProcessor}, exist_ok=True
+    )
