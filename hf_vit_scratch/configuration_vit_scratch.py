@@ -94,12 +94,11 @@ class ViTScratchConfig(PretrainedConfig):
         names = list(ViTScratchConfig.__annotations__)
         unknown = sorted(kwargs.keys() - _COMMON_ARGUMENTS)
         if "model_type" in kwargs:
-            # A config.json: the Trainer, say, has set attributes of its own in it. Only what looks misspelt is refused.
+            # A config.json, in which the Trainer, say, has set attributes of its own: refuse what looks misspelt.
             unknown = [name for name in unknown if get_close_matches(name, names, n=1, cutoff=0.85)]
         if unknown:
-            raise ValueError(
-                f"{type(self).__name__} has no field {', '.join(map(repr, unknown))}: the fields are {', '.join(names)}."
-            )
+            unknown = ", ".join(map(repr, unknown))
+            raise ValueError(f"{type(self).__name__} has no field {unknown}: the fields are {', '.join(names)}.")
         super().__post_init__(**kwargs)
         self.validate()
 
