@@ -3,11 +3,15 @@
 import datasets
 import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
 from .augmentation import random_resized_crop
 from .data import DataError, pixel_array
 from .image_processing_vit_scratch import ViTScratchImageProcessor, convert_image
+
+# What PIL raises for a file that is no image, is cut off, or claims more pixels than a picture has.
+UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
 
 
 class ImageBatches(torch.utils.data.Dataset):
@@ -51,7 +55,7 @@ class ImageBatches(torch.utils.data.Dataset):
     def _decode(self, index: int) -> torch.Tensor:
         try:
             image = self.images[index]["image"]
-        except OSError as error:  # what a look at the header did not show
+        except UNREADABLE as error:  # what the look at it on loading did not show
             raise DataError(f"image {index} of the split cannot be decoded: {error}") from error
         if self.min_crop_area is not None:
             image = convert_image(image, self.processor.num_channels)

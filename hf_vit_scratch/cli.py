@@ -14,6 +14,7 @@ def predict(arguments: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
+    from .batches import UNREADABLE
     from .inference import load_model
 
     if arguments.top_k < 1:
@@ -23,7 +24,7 @@ def predict(arguments: argparse.Namespace) -> None:
         try:
             with Image.open(file) as image:
                 inputs = processor(image, return_tensors="pt").to(model.device)
-        except OSError as error:
+        except UNREADABLE as error:
             raise ValueError(f"{file} cannot be read as an image: {error}") from error
         with torch.inference_mode():
             probabilities = model(**inputs).logits[0].softmax(dim=-1).cpu()

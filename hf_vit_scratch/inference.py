@@ -8,6 +8,7 @@ import datasets
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from tqdm.auto import tqdm
 
 from .batches import ImageBatches, PixelValues
@@ -25,23 +26,26 @@ def load_model(
     Weights are read from safetensors, and run with the code of this package, never with code that lies beside them.
 
     Raises:
-        ValueError, OSError: in one line, where there is no such model.
+        ValueError: in one line, where there is no such model, or its weights are not those of its config.
     """
     source, device = os.fspath(source), device or best_device()
     try:
         config = ViTScratchConfig.from_pretrained(source)
         if config.model_type != ViTScratchConfig.model_type:
             raise ValueError(f"expected a model of type {ViTScratchConfig.model_type}, got {config.model_type}.")
-        model = ViTScratchForImageClassification.from_pretrained(
+        model, loaded = ViTScratchForImageClassification.from_pretrained(
             source,
             config=config,
             use_safetensors=True,
             dtype=torch.float32,
             attn_implementation=fastest_attention(config.num_tokens, device),
+            output_loading_info=True,
         )
+        if loaded["missing_keys"]:  # transformers leaves them at random, with a warning
+            raise ValueError(f"its weights lack {', '.join(sorted(loaded['missing_keys'])[:3])}.")
         processor = ViTScratchImageProcessor.from_pretrained(source)
-    except (ValueError, OSError) as error:
-        raise type(error)(f"cannot load a model from {source}: {' '.join(str(error).split())}") from error
+    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"cannot load a model from {source}: {' '.join(str(error).split())}") from error
     return model.eval().to(device), processor
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import sys
 import time
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import transformers
 from accelerate import PartialState
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy
 
 from . import data
 from .arguments import AugmentationArguments, DataArguments, RunArguments, parse_arguments
@@ -80,6 +81,8 @@ class ViTScratchTrainer(Trainer):
 
     def __init__(self, *args, to_pixel_values: PixelValues, ema_decay: float = 0.0, **kwargs):
         super().__init__(*args, data_collator=keep_batch, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError("the average of the weights needs all of them on each device: no FSDP, no DeepSpeed.")
         self.to_pixel_values = to_pixel_values.to(self.args.device)
         self.average = WeightAverage(self.model, ema_decay)
         self.add_callback(self.average)
@@ -115,8 +118,9 @@ class ViTScratchTrainer(Trainer):
 
     def _save(self, output_dir=None, state_dict=None):
         # The Trainer's own also pickles the arguments, with a token for the Hub in clear.
-        self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
-        self.processing_class.save_pretrained(output_dir or self.args.output_dir)
+        if self.args.should_save:
+            self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+            self.processing_class.save_pretrained(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
@@ -221,6 +225,13 @@ def _check_output_dir(run: RunArguments, training: TrainingArguments, checkpoint
         )
 
 
+def _remove_old_run(folder: Path):
+    """What a new run might not replace, and would then be taken for its own."""
+    for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+        shutil.rmtree(checkpoint)
+    (folder / "submission.csv").unlink(missing_ok=True)
+
+
 def evaluate_logits(logits: torch.Tensor, labels: list[int]) -> dict:
     """All metrics of [`ClassifierMetrics`] for logits `(num_images, num_labels)` and labels `(num_images,)`."""
     from .metrics import ClassifierMetrics  # late: evaluate takes seconds to import
@@ -252,6 +263,10 @@ def train(
         )
     if training.save_strategy == SaveStrategy.BEST:
         raise ValueError("save_strategy best picks an epoch by its validation score: use steps or epoch.")
+    if training.push_to_hub:
+        raise ValueError(
+            "push_to_hub would upload before the run is measured: upload the finished output_dir instead."
+        )
     if not 0 <= run.ema_decay < 1:
         raise ValueError(f"ema_decay must be at least 0 and below 1, got {run.ema_decay}.")
     set_up_cpu()
@@ -277,6 +292,10 @@ def train(
         _check_resumable(config, checkpoint)
     _check_output_dir(run, training, checkpoint)
     state.wait_for_everyone()  # nobody writes before all have looked
+    if state.is_main_process and checkpoint is None:
+        _remove_old_run(Path(training.output_dir))
+    if "validation" not in splits:
+        training.eval_strategy = IntervalStrategy.NO
 
     transformers.set_seed(training.seed)
     config._attn_implementation = run.attn_implementation or fastest_attention(config.num_tokens, training.device)
@@ -294,13 +313,15 @@ def train(
         to_pixel_values=PixelValues(processor, on_device),
         ema_decay=run.ema_decay,
     )
+    measured = trainer.train(resume_from_checkpoint=checkpoint).metrics
+    del measured["total_flos"]  # an estimate for language models, by the number of pixels in place of tokens
     results = {
         "data": data.source_name(data_arguments.data),
         "recipe": Path(run.recipe).stem,
         "parameters": model.num_parameters(),
         "train_images": len(splits["train"]),
         "load_seconds": round(load_seconds, 3),
-        **trainer.train(resume_from_checkpoint=checkpoint).metrics,
+        **measured,
     }
     trainer.save_model()
     trainer.save_state()

@@ -90,6 +90,30 @@ def test_a_folder_with_a_pickle_instead_of_safetensors_is_refused(run_folder, tm
     assert "cannot load a model" in refused(capsys, "predict", digit[0], "--model", str(folder))
 
 
+@pytest.mark.parametrize("damage", ["cut", "other", "renamed"])
+def test_weights_that_are_not_those_of_the_config_are_refused(run_folder, tmp_path, digit, capsys, damage):
+    """transformers would leave what it does not find at random."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(run_folder, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    file = folder / "model.safetensors"
+    weights = load_file(file)
+    if damage == "cut":
+        file.write_bytes(file.read_bytes()[:5000])
+    elif damage == "other":
+        weights["vit.layernorm.weight"] = weights["vit.layernorm.weight"][:3].clone()
+        save_file(weights, file, metadata={"format": "pt"})
+    else:
+        weights["vit.norm.weight"] = weights.pop("vit.layernorm.weight")
+        save_file(weights, file, metadata={"format": "pt"})
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["predict", digit[0], "--model", str(folder)])
+    assert "error: cannot load a model from" in capsys.readouterr().err.splitlines()[-1]
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [

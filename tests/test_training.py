@@ -128,12 +128,22 @@ def test_a_seed_repeats_a_run_and_a_resumed_run_ends_as_if_never_stopped(digits,
 def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_path, capsys):
     arguments = ["--data", digits, *TINY, "--output_dir", str(tmp_path / "out")]
     main(arguments)
+    (tmp_path / "out" / "checkpoint-999").mkdir()
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert "holds a run already" in error_of(capsys, *arguments)
     resume = ["--resume_from_checkpoint", "true"]
     assert "hidden_size 16, this run 32" in error_of(capsys, *arguments, *resume, "--hidden_size", "32")
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     main([*arguments, "--overwrite_output_dir"])
+    assert not (tmp_path / "out" / "checkpoint-999").exists()
+
+
+def test_all_rows_can_be_trained_on_without_a_validation_split(digits, tmp_path):
+    main(["--data", digits, *TINY, "--validation_size", "0", "--output_dir", str(tmp_path / "out")])
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["train_images"] == 200
+    assert not [name for name in results if name.startswith("validation")]
+    assert (tmp_path / "out" / "submission.csv").exists()
 
 
 # ---- the parts of the trainer
@@ -229,6 +239,7 @@ def test_every_recipe_of_the_package_can_be_read(recipe):
         (["--data", "{digits}", "--load_best_model_at_end", "true"], "load_best_model_at_end"),
         (["--data", "{digits}", "--resume_from_checkpoint", "true"], "no whole checkpoint"),
         (["--data", "{digits}", "--ema_decay", "1.5"], "ema_decay"),
+        (["--data", "{digits}", "--push_to_hub"], "push_to_hub"),
         (["--data", "{folder}/photos"], "--recipe photos-small"),
     ],
 )
@@ -286,12 +297,17 @@ import json, os, sys
 import torch.distributed
 from hf_vit_scratch import training
 from hf_vit_scratch.batches import ImageBatches
-seen = {"train": [], "predicted": []}
+seen = {"train": [], "predicted": [], "saved": []}
 original = ImageBatches.__getitems__
 def record(self, indices):
     seen["train" if len(self) == 180 else "predicted"].append(list(map(int, indices)))
     return original(self, indices)
 ImageBatches.__getitems__ = record
+save = training.ViTScratchForImageClassification.save_pretrained
+def record_save(self, folder, *args, **kwargs):
+    seen["saved"].append(str(folder))
+    return save(self, folder, *args, **kwargs)
+training.ViTScratchForImageClassification.save_pretrained = record_save
 training.main(sys.argv[2:])
 world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
 with open(f"{sys.argv[1]}-{os.environ.get('RANK', 0)}.json", "w") as file:
@@ -315,6 +331,8 @@ def test_two_processes_see_every_image_once_and_write_once(digits, tmp_path):
     predicted = [row for rank in ranks for batch in rank["predicted"] for row in batch]
     assert sorted(predicted) == sorted([*range(20), *range(50)])
     assert all(rank["predicted"] for rank in ranks)
+    assert ranks[0]["saved"].count(str(tmp_path / "out")) == 1
+    assert ranks[1]["saved"] == []
 
     from hf_vit_scratch.cli import main as vit_scratch
 

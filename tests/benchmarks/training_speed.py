@@ -19,16 +19,16 @@ from pathlib import Path
 
 WARMUP_STEPS = 20
 
-TIMER = """
+TIMER = f"""
 import sys, time, torch, transformers
 class Timer(transformers.TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == {warmup}:
+        if state.global_step == {WARMUP_STEPS}:
             self.start = time.perf_counter()
     def on_train_end(self, args, state, control, **kwargs):
         seconds = time.perf_counter() - self.start
-        print("images/s", 128 * (state.global_step - {warmup}) / seconds)
-""".format(warmup=WARMUP_STEPS)
+        print("images/s", 128 * (state.global_step - {WARMUP_STEPS}) / seconds)
+"""
 
 OURS = """
 from hf_vit_scratch import training
