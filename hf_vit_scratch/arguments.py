@@ -7,11 +7,13 @@ from pathlib import Path
 from types import UnionType
 from typing import get_args
 
+import torch
 import yaml
+from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, TrainingArguments
 
+from .competition import SAMPLE
 from .configuration_vit_scratch import SIZES, ViTScratchConfig
-from .data import SAMPLE
 from .device import best_device, computes_bf16
 
 RECIPES = resources.files(__package__) / "recipes"
@@ -26,8 +28,8 @@ _HOUSE_DEFAULTS = {
     "logging_steps": 0.02,
     "logging_nan_inf_filter": "false",
     "remove_unused_columns": "false",
+    "ddp_find_unused_parameters": "false",
     "per_device_eval_batch_size": 500,
-    "dataloader_pin_memory": "false",
 }
 
 
@@ -87,6 +89,14 @@ class RunArguments:
     overwrite_output_dir: bool = _flag(False, "Replace the run that lies in output_dir.")
 
 
+@dataclasses.dataclass
+class _EarlyArguments:
+    """Flags of the Trainer on which defaults depend."""
+
+    use_cpu: bool = parse_flag_from_env("ACCELERATE_USE_CPU")
+    fp16: bool = False
+
+
 def _scalar(annotation):
     """The type of a flag for a field of the config: `int | list[int]` takes one or two integers."""
     options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
@@ -124,20 +134,18 @@ def parse_arguments(argv: list[str]):
     parser = _Parser(
         kinds, prog="train.py", allow_abbrev=False, description="Train a Vision Transformer from scratch."
     )
-    early = _Parser((RunArguments, DataArguments), add_help=False, allow_abbrev=False)
+    early = _Parser((RunArguments, DataArguments, _EarlyArguments), add_help=False, allow_abbrev=False)
     known, _ = early.parse_known_args(argv)
     recipe = known.recipe or ("sample" if known.data == SAMPLE else "digits-tiny")
     values = read_recipe(recipe)
     flags = {action.dest for action in parser._actions}
-    if unknown := sorted(set(values) - flags | set(values) & {"recipe", "help"}):
-        raise ValueError(
-            f"recipe {recipe} has unknown keys: {', '.join(map(str, unknown))}. Keys are the flags' names."
-        )
-    device = best_device()
+    if unknown := sorted(str(key) for key in values if key not in flags or key in ("recipe", "help")):
+        raise ValueError(f"recipe {recipe} has unknown keys: {', '.join(unknown)}. Keys are the flags' names.")
+    device = torch.device("cpu") if known.use_cpu else best_device()
     house = {
         **_HOUSE_DEFAULTS,
         "output_dir": f"output/{Path(recipe).stem}",
-        "bf16": computes_bf16(device),
+        "bf16": computes_bf16(device) and not known.fp16,
         "use_cpu": device.type == "cpu",
         "dataloader_pin_memory": device.type == "cuda",
     }

@@ -3,21 +3,17 @@
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from .augmentation import random_resized_crop
 from .data import DataError, pixel_array
 from .image_processing_vit_scratch import ViTScratchImageProcessor, convert_image
 
-# What PIL raises for a file that is no image, is cut off, or claims more pixels than a picture has.
-UNREADABLE = (OSError, SyntaxError, Image.DecompressionBombError)
-
 
 class ImageBatches(torch.utils.data.Dataset):
     """A split whose items are asked for a batch at a time, as uint8 images and labels.
 
-    Where all images have the model's size and channels, a batch is a slice of one memory-mapped array. Otherwise each
+    Where all images have the model's size and channels, a batch is taken from one array in memory. Otherwise each
     image is decoded and brought to size by the processor, or cropped at random for training.
 
     Args:
@@ -33,8 +29,9 @@ class ImageBatches(torch.utils.data.Dataset):
         self.images, self.processor, self.min_crop_area = split.select_columns("image"), processor, min_crop_area
         size = processor.crop_size if processor.do_center_crop else processor.size
         self.height, self.width = size.height, size.width
-        self.labels = np.asarray(split["label"]) if "label" in split.column_names else None
-        self.pixels = pixel_array(split) if min_crop_area is None else None
+        self.labels = split.with_format("numpy")["label"][:] if "label" in split.column_names else None
+        # A crop, at random or of the centre, has something to do even where the images have the size of its result.
+        self.pixels = pixel_array(split) if min_crop_area is None and not processor.do_center_crop else None
         if self.pixels is not None and self.pixels.shape[1:] != (self.height, self.width, processor.num_channels):
             self.pixels = None
 
@@ -55,7 +52,7 @@ class ImageBatches(torch.utils.data.Dataset):
     def _decode(self, index: int) -> torch.Tensor:
         try:
             image = self.images[index]["image"]
-        except UNREADABLE as error:  # what the look at it on loading did not show
+        except Exception as error:  # a damaged file makes Pillow raise nearly anything
             raise DataError(f"image {index} of the split cannot be decoded: {error}") from error
         if self.min_crop_area is not None:
             image = convert_image(image, self.processor.num_channels)

@@ -14,7 +14,6 @@ def predict(arguments: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
-    from .batches import UNREADABLE
     from .inference import load_model
 
     if arguments.top_k < 1:
@@ -24,7 +23,7 @@ def predict(arguments: argparse.Namespace) -> None:
         try:
             with Image.open(file) as image:
                 inputs = processor(image, return_tensors="pt").to(model.device)
-        except UNREADABLE as error:
+        except Exception as error:  # a damaged file makes Pillow raise nearly anything
             raise ValueError(f"{file} cannot be read as an image: {error}") from error
         with torch.inference_mode():
             probabilities = model(**inputs).logits[0].softmax(dim=-1).cpu()
@@ -46,7 +45,12 @@ def submit(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output_file)
     if not output.parent.is_dir():
         raise ValueError(f"--output_file {output}: there is no folder {output.parent}.")
-    splits = data.load(arguments.data)
+    splits = data.load(
+        arguments.data,
+        image_column=arguments.image_column,
+        label_column=arguments.label_column,
+        validation_size=0,
+    )
     if "test" not in splits or "label" in splits["test"].column_names:
         raise ValueError(f"{arguments.data} has no unlabelled test split to submit.")
     model, processor = load_model(arguments.model)
@@ -59,13 +63,18 @@ def submit(arguments: argparse.Namespace) -> None:
             "with their labels. Its score there says nothing.",
             file=sys.stderr,
         )
-    write_submission(predict_logits(model, processor, splits["test"]).argmax(dim=-1), output)
+    write_submission(predict_logits(model, processor, splits["test"]), model.config.id2label, output)
     print(f"{len(splits['test']):,} rows written to {output}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        raise ValueError(message)
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their flags."""
-    parser = argparse.ArgumentParser(prog="vit-scratch", description=__doc__.partition(":")[2].strip())
+    parser = _Parser(prog="vit-scratch", description=__doc__.partition(":")[2].strip())
     commands = parser.add_subparsers(dest="command", required=True)
     model_help = (
         "Output folder of a run, or id of a repository on the Hub. Its weights are run with this package's code."
@@ -81,6 +90,8 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("submit", help="write a submission for Kaggle", allow_abbrev=False)
     command.add_argument("--model", required=True, help=model_help)
     command.add_argument("--data", required=True, help="The competition's zip, a folder with its CSVs, or kaggle.")
+    command.add_argument("--image_column", default="image", help="Default: %(default)s.")
+    command.add_argument("--label_column", default="label", help="Default: %(default)s.")
     command.add_argument("--output_file", default="submission.csv", help="Default: %(default)s.")
     command.set_defaults(run=submit)
     return parser
@@ -88,10 +99,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     """The program `vit-scratch`: one line on bad input, and exit code 2."""
-    arguments = build_parser().parse_args(argv)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
+        arguments = build_parser().parse_args(argv)
         arguments.run(arguments)
     except (ValueError, OSError) as error:
-        print(f"vit-scratch {arguments.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"vit-scratch: error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2) from error

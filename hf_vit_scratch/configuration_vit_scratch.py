@@ -19,7 +19,7 @@ _TABLE = {
     "digits-small": (8, 96, 384, 4, 4),
     "digits-base": (9, 192, 768, 6, 4),
 }
-_DIGITS = {"image_size": 28, "num_channels": 1, "initializer_range": None}
+_DIGITS = {"image_size": 28, "num_channels": 1, "initializer_range": 0.0}
 SIZES = {
     name: {**dict(zip(_FIELDS, row, strict=True)), **(_DIGITS if name.startswith("digits") else {})}
     for name, row in _TABLE.items()
@@ -50,8 +50,8 @@ class ViTScratchConfig(PretrainedConfig):
             but the query-key-value projection (appendix B.1).
         attention_probs_dropout_prob (`float`, defaults to 0.0): dropout of the attention weights.
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of every norm.
-        initializer_range (`float` or `None`, defaults to 0.02): standard deviation of the initial weights; `None`
-            takes Glorot's uniform by the shape of the matrix, as the paper's own code does in every block. Narrow
+        initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights; 0 takes Glorot's
+            uniform by the shape of the matrix, as the paper's own code does in every block. Narrow
             models (hidden 64) learn much faster from it, since 0.02 is small for them.
         qkv_bias (`bool`, defaults to `True`): whether the query-key-value projection has a bias.
         position_embedding (`"learned"`, `"sincos2d"` or `"none"`, defaults to `"learned"`): appendix D.4, and the
@@ -82,7 +82,7 @@ class ViTScratchConfig(PretrainedConfig):
     hidden_dropout_prob: float = 0.0
     attention_probs_dropout_prob: float = 0.0
     layer_norm_eps: float = 1e-6
-    initializer_range: float | None = 0.02
+    initializer_range: float = 0.02
     qkv_bias: bool = True
     position_embedding: str = "learned"
     pooling: str = "cls"
@@ -161,11 +161,10 @@ class ViTScratchConfig(PretrainedConfig):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}.")
-        positive = ("layer_norm_eps",) if self.initializer_range is None else ("layer_norm_eps", "initializer_range")
-        for name in positive:
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not value > 0:
-                raise ValueError(f"{name} must be above 0, got {value!r}.")
+        if not isinstance(self.layer_norm_eps, (int, float)) or not self.layer_norm_eps > 0:
+            raise ValueError(f"layer_norm_eps must be above 0, got {self.layer_norm_eps!r}.")
+        if not isinstance(self.initializer_range, (int, float)) or not self.initializer_range >= 0:
+            raise ValueError(f"initializer_range must be at least 0, got {self.initializer_range!r}.")
         if self.num_labels == 0:
             raise ValueError("num_labels must be at least 1, got 0.")
         for name, choices in {**_CHOICES, "hidden_act": tuple(ACT2FN)}.items():

@@ -107,7 +107,7 @@ def to_transformers(model: ViTScratchForImageClassification) -> ViTForImageClass
         else:
             state[name] = tensor
     fields = {name: getattr(model.config, name) for name in (*_SHARED_FIELDS, "image_size", "patch_size")}
-    if fields["initializer_range"] is None:
+    if fields["initializer_range"] == 0:
         del fields["initializer_range"]  # Glorot's bound is this package's own: transformers' ViT wants a number
     return _load(ViTForImageClassification, ViTConfig(**fields), state)
 

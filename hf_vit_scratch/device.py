@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import platform
+import shutil
 import sys
 
 import torch
@@ -19,8 +21,7 @@ def set_up_cpu() -> None:
     """Let torch use all cores, shared out among the processes of a launch, and keep freed memory for the next step."""
     # `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody else did, and torch follows it.
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        torch.set_num_threads(max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        torch.set_num_threads(max(1, _num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if sys.platform == "linux":
         # glibc hands activations of a few MB back to the kernel and faults them in again at each step.
         m_trim_threshold, m_mmap_threshold = -1, -3
@@ -28,6 +29,23 @@ def set_up_cpu() -> None:
         if hasattr(libc, "mallopt"):  # other C libraries have none
             libc.mallopt(m_mmap_threshold, 2**30)
             libc.mallopt(m_trim_threshold, 2**31 - 1)
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def describe(device: torch.device, num_processes: int = 1) -> str:
+    """The device in words, for a model card."""
+    if device.type != "cpu":
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        return f"{num_processes} x {name}"
+    return f"{_num_cores()} CPU cores ({platform.machine()})"
+
+
+def can_compile() -> bool:
+    """Whether there is the C++ compiler that torch.compile needs."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl") if name)
 
 
 def fastest_attention(num_tokens: int, device: torch.device) -> str:

@@ -75,11 +75,11 @@ def predict_logits(
     return torch.cat(gather_object(parts))
 
 
-def write_submission(predictions: torch.Tensor, file: str | os.PathLike) -> None:
-    """Kaggle's format: `ImageId` from 1 in the order of test.csv, `Label` the class `(num_images,)`."""
+def write_submission(logits: torch.Tensor, id2label: dict[int, str], file: str | os.PathLike) -> None:
+    """Kaggle's format: `ImageId` from 1 in the order of test.csv, `Label` by logits `(num_images, num_labels)`."""
     partial = Path(f"{file}.partial")
-    with open(partial, "w", newline="", encoding="ascii") as stream:
+    with open(partial, "w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream, lineterminator="\n")
         rows.writerow(["ImageId", "Label"])
-        rows.writerows(enumerate(predictions.tolist(), start=1))
+        rows.writerows(enumerate((id2label[label] for label in logits.argmax(dim=-1).tolist()), start=1))
     partial.replace(file)  # a submission that is there is whole

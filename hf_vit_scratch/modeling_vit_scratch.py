@@ -224,7 +224,7 @@ class ViTScratchPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         std = self.config.initializer_range
-        if std is None and isinstance(module, (nn.Linear, nn.Conv2d)):
+        if std == 0 and isinstance(module, (nn.Linear, nn.Conv2d)):
             # As the paper's code: Glorot's bound, for a convolution with a patch as its input and a token as output.
             fan_out, fan_in = module.weight.flatten(1).shape
             fan_out //= getattr(module, "num_matrices", 1)  # query, key and value are three in one

@@ -33,14 +33,15 @@ def plot_confusion_matrix(matrix: list[list[int]], names: list[str], file: str |
     counts = np.asarray(matrix)
     errors = counts.astype(float)
     np.fill_diagonal(errors, np.nan)
-    side = max(5.0, 0.45 * len(names) + 1.5)
+    side = min(max(5.0, 0.45 * len(names) + 1.5), 18.0)  # inches; with many classes there is room for colours alone
     figure, axes = plt.subplots(figsize=(side, side), layout="constrained")
     axes.imshow(errors, cmap="Reds", vmin=0, vmax=max(1, counts[~np.eye(len(names), dtype=bool)].max(initial=1)))
     if len(names) <= 30:
         for row, column in np.argwhere(counts):
             axes.text(column, row, counts[row, column], ha="center", va="center", fontsize=8)
     axes.set(title="validation: rows true, columns predicted", xlabel="predicted", ylabel="true")
-    axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
-    axes.set_yticks(range(len(names)), names)
+    if len(names) <= 60:
+        axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes.set_yticks(range(len(names)), names)
     figure.savefig(file, dpi=120)
     plt.close(figure)

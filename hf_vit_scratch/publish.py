@@ -1,6 +1,5 @@
 """The model card of a run, made from what the run measured."""
 
-import platform
 from importlib import resources
 from pathlib import Path
 
@@ -8,8 +7,8 @@ import torch
 import transformers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from .competition import SAMPLE
 from .configuration_vit_scratch import ViTScratchConfig
-from .data import SAMPLE
 
 # A wheel carries the template inside of the package; a clone has it in model_cards/.
 _TEMPLATES = (
@@ -55,7 +54,6 @@ def write_card(folder: Path, config: ViTScratchConfig, results: dict) -> None:
         results=results,
         measured=measured,
         has_confusion_matrix=(folder / "confusion_matrix.png").exists(),
-        hardware=_hardware(),
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
     )
     card.save(folder / "README.md")
@@ -70,9 +68,3 @@ def _eval_result(data: str, row: dict) -> EvalResult:
         metric_type="accuracy",
         metric_value=row["accuracy"],
     )
-
-
-def _hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"{torch.get_num_threads()} CPU cores ({platform.machine()})"

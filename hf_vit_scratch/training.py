@@ -21,8 +21,9 @@ from . import data
 from .arguments import AugmentationArguments, DataArguments, RunArguments, parse_arguments
 from .augmentation import DigitAugmentation, RandomFlip
 from .batches import ImageBatches, PixelValues, keep_batch
+from .competition import SAMPLE, SAMPLE_NOTICE
 from .configuration_vit_scratch import ViTScratchConfig
-from .device import fastest_attention, set_up_cpu
+from .device import can_compile, describe, fastest_attention, set_up_cpu
 from .image_processing_vit_scratch import ViTScratchImageProcessor
 from .inference import load_model, predict_logits, write_submission
 from .modeling_vit_scratch import ViTScratchForImageClassification
@@ -30,6 +31,7 @@ from .plots import plot_confusion_matrix, plot_curves
 from .publish import write_card
 
 AVERAGE_NAME = "average.safetensors"
+SETTINGS_NAME = "training_args.json"
 
 
 class WeightAverage(TrainerCallback):
@@ -177,6 +179,8 @@ def build_augmentation(arguments: AugmentationArguments) -> nn.Module | None:
             arguments.elastic_pixels,
         )
     if arguments.augmentation == "photos":
+        if not 0 < arguments.min_crop_area <= 1:
+            raise ValueError(f"min_crop_area must be above 0 and at most 1, got {arguments.min_crop_area}.")
         return RandomFlip()
     raise ValueError(f"augmentation must be none, digits or photos, got {arguments.augmentation!r}.")
 
@@ -189,20 +193,28 @@ def find_checkpoint(training: TrainingArguments) -> str | None:
     if wanted.lower() != "true":
         folders = [Path(wanted)]
     else:
-        folders = sorted(
-            Path(training.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*"),
-            key=lambda path: -int(path.name.split("-")[-1]),
-        )
+        folders = Path(training.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     # trainer_state.json is written last: a checkpoint without it was cut off.
-    whole = [folder for folder in folders if (folder / "trainer_state.json").is_file()]
+    whole = sorted((folder for folder in folders if (folder / "trainer_state.json").is_file()), key=_step_of)
     if not whole:
         where = training.output_dir if wanted.lower() == "true" else wanted
         raise ValueError(f"there is no whole checkpoint to resume from in {where}.")
-    return str(whole[0])
+    return str(whole[-1])
 
 
-def _check_resumable(config: ViTScratchConfig, checkpoint: str):
-    """A checkpoint of another model would be loaded in part, without a word: refuse it."""
+def _step_of(checkpoint: str | Path) -> int:
+    return json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+
+
+def _check_resumable(config: ViTScratchConfig, settings: dict, checkpoint: str):
+    """Refuse what would go on without a word: a model that fits in part, training images in the validation split."""
+    file = Path(checkpoint).parent / SETTINGS_NAME
+    before = json.loads(file.read_text(encoding="utf-8"))["data"] if file.is_file() else {}
+    for name in ("data", "validation_size", "split_seed"):
+        if name in before and before[name] != settings["data"][name]:
+            raise ValueError(
+                f"cannot resume: {checkpoint} has {name} {before[name]!r}, this run {settings['data'][name]!r}."
+            )
     old, new = ViTScratchConfig.from_pretrained(checkpoint), config
     for name in ViTScratchConfig.__annotations__:
         if getattr(old, name) != getattr(new, name):
@@ -217,19 +229,39 @@ def _check_output_dir(run: RunArguments, training: TrainingArguments, checkpoint
     folder = Path(training.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file.")
-    taken = (folder / "config.json").exists() or any(folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
-    if taken and checkpoint is None and not run.overwrite_output_dir:
-        raise ValueError(
-            f"{folder} holds a run already: go on with --resume_from_checkpoint true, replace it with "
-            "--overwrite_output_dir, or give another --output_dir."
-        )
+    if checkpoint and Path(checkpoint).resolve().parent == folder.resolve():
+        return
+    names = {path.name for path in folder.glob("*")}
+    if names & {SETTINGS_NAME, "config.json"} or any(name.startswith(PREFIX_CHECKPOINT_DIR) for name in names):
+        if not run.overwrite_output_dir:
+            raise ValueError(
+                f"{folder} holds a run already: go on with --resume_from_checkpoint true, replace it with "
+                "--overwrite_output_dir, or give another --output_dir."
+            )
+    elif foreign := names & {"README.md", "submission.csv", "all_results.json"}:
+        raise ValueError(f"{folder} holds a {min(foreign)} that is not of a run: give another --output_dir.")
+
+
+def _settings(run, data_arguments, augmentation, training) -> dict:
+    """All that the run was told, without tokens and without the path of the data."""
+    return {
+        "run": {**vars(run), "recipe": Path(run.recipe).stem},
+        "data": {**vars(data_arguments), "data": data.source_name(data_arguments.data)},
+        "augmentation": vars(augmentation),
+        "training": json.loads(training.to_json_string()),
+    }
+
+
+def _write_json(file: Path, content: dict):
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _remove_old_run(folder: Path):
     """What a new run might not replace, and would then be taken for its own."""
     for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         shutil.rmtree(checkpoint)
-    (folder / "submission.csv").unlink(missing_ok=True)
+    for name in ("submission.csv", "confusion_matrix.png"):
+        (folder / name).unlink(missing_ok=True)
 
 
 def evaluate_logits(logits: torch.Tensor, labels: list[int]) -> dict:
@@ -267,14 +299,21 @@ def train(
         raise ValueError(
             "push_to_hub would upload before the run is measured: upload the finished output_dir instead."
         )
+    if training.bf16_full_eval or training.fp16_full_eval:
+        raise ValueError("bf16_full_eval and fp16_full_eval would round the weights: evaluation is in full precision.")
     if not 0 <= run.ema_decay < 1:
         raise ValueError(f"ema_decay must be at least 0 and below 1, got {run.ema_decay}.")
     set_up_cpu()
-    # The blocks are alike: with --torch_compile one of them is compiled, in a fraction of the time of the whole.
-    os.environ.setdefault("ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "true")
+    # The blocks are alike: with --torch_compile one of them is compiled, in a fraction of the time of the whole. The
+    # Trainer has no argument for it, and `accelerate launch` sets the variable to False.
+    os.environ["ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"] = "true"
+    if training.torch_compile and not can_compile():
+        training.torch_compile, training.torch_compile_backend = False, None
+        if state.is_main_process:
+            print("No C++ compiler was found (g++, clang++): training without torch.compile, slower.", flush=True)
     transformers.logging.disable_progress_bar()  # that of each file that is saved; the Trainer's own stays
-    if state.is_main_process and data_arguments.data == data.SAMPLE:
-        print(data.SAMPLE_NOTICE, flush=True)
+    if state.is_main_process and data_arguments.data == SAMPLE:
+        print(SAMPLE_NOTICE, flush=True)
     start = time.perf_counter()
     with state.main_process_first():
         splits = data.load(
@@ -288,12 +327,10 @@ def train(
 
     config = build_config(run, model_arguments, splits, data.source_name(data_arguments.data))
     checkpoint = find_checkpoint(training)
+    settings = _settings(run, data_arguments, augmentation, training)
     if checkpoint:
-        _check_resumable(config, checkpoint)
+        _check_resumable(config, settings, checkpoint)
     _check_output_dir(run, training, checkpoint)
-    state.wait_for_everyone()  # nobody writes before all have looked
-    if state.is_main_process and checkpoint is None:
-        _remove_old_run(Path(training.output_dir))
     if "validation" not in splits:
         training.eval_strategy = IntervalStrategy.NO
 
@@ -313,6 +350,14 @@ def train(
         to_pixel_values=PixelValues(processor, on_device),
         ema_decay=run.ema_decay,
     )
+    # Same weights in all processes, but each augments its images in its own way.
+    transformers.set_seed(training.seed + state.process_index)
+    state.wait_for_everyone()  # nobody writes before all have looked
+    if state.is_main_process:
+        if checkpoint is None and run.overwrite_output_dir:
+            _remove_old_run(Path(training.output_dir))
+        Path(training.output_dir).mkdir(parents=True, exist_ok=True)
+        _write_json(Path(training.output_dir) / SETTINGS_NAME, settings)
     measured = trainer.train(resume_from_checkpoint=checkpoint).metrics
     del measured["total_flos"]  # an estimate for language models, by the number of pixels in place of tokens
     results = {
@@ -320,6 +365,8 @@ def train(
         "recipe": Path(run.recipe).stem,
         "parameters": model.num_parameters(),
         "train_images": len(splits["train"]),
+        "hardware": describe(training.device, state.num_processes),
+        "resumed_from_step": _step_of(checkpoint) if checkpoint else 0,
         "load_seconds": round(load_seconds, 3),
         **measured,
     }
@@ -345,14 +392,13 @@ def _measure(training: TrainingArguments, splits: datasets.DatasetDict) -> dict:
             measured = evaluate_logits(logits, splits[name]["label"][:])
             results.update({f"{name}_{key}": value for key, value in measured.items()})
         elif PartialState().is_main_process:
-            write_submission(logits.argmax(dim=-1), Path(training.output_dir) / "submission.csv")
+            write_submission(logits, model.config.id2label, Path(training.output_dir) / "submission.csv")
     return results
 
 
 def _write_results(run, training, trainer, results: dict):
     folder = Path(training.output_dir)
-    (folder / "all_results.json").write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    (folder / "training_args.json").write_text(training.to_json_string() + "\n", encoding="utf-8")
+    _write_json(folder / "all_results.json", results)
     plot_curves(trainer.state.log_history, folder / "curves.png")
     if "validation_confusion_matrix" in results:
         names = list(trainer.model.config.id2label.values())

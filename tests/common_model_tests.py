@@ -63,7 +63,7 @@ OPTIONS = {
     "pooling": "mean",
     "stem": "conv",
     "drop_path_rate": 0.1,
-    "initializer_range": None,
+    "initializer_range": 0.0,
 }
 # Passed by ViT and skipped by ours: the tests of transformers' table that renames the weights of old checkpoints. ViT
 # is in it, since its parameters had other names once; ours have not.

@@ -69,16 +69,20 @@ def competition_zip(path: Path, num_train: int = 200, num_test: int = 50) -> np.
     return test
 
 
-def photo_folder(path: Path, per_class: int = 8) -> None:
-    """RGB pictures of several sizes, in train/ and val/, of two classes that differ in colour."""
+def photo_folder(path: Path, per_class: int = 8, test: str = "") -> None:
+    """RGB pictures of several sizes, in train/ and val/, of two classes that differ in colour.
+
+    With `test` "labelled" there is a test/ like them, with "flat" one without folders of classes.
+    """
     random = np.random.default_rng(3)
-    for split, count in (("train", per_class), ("val", per_class // 2)):
+    for split, count in (("train", per_class), ("val", per_class // 2), *([("test", 3)] if test else [])):
         for label, colour in (("blue", 2), ("red", 0)):
-            (path / split / label).mkdir(parents=True)
+            folder = path / split if split == "test" and test == "flat" else path / split / label
+            folder.mkdir(parents=True, exist_ok=True)
             for index in range(count):
                 pixels = random.integers(0, 80, (40 + 3 * index, 60 - 2 * index, 3), dtype=np.uint8)
                 pixels[..., colour] += 150
-                Image.fromarray(pixels).save(path / split / label / f"{index}.jpg")
+                Image.fromarray(pixels).save(folder / f"{label}{index}.jpg")
 
 
 @pytest.fixture(scope="session")
@@ -90,6 +94,6 @@ def run_folder(tmp_path_factory) -> Path:
     labels = competition_zip(folder / "digits.zip")
     (folder / "test_labels.json").write_text(json.dumps(labels.tolist()))
     learn = ["--num_train_epochs", "40", "--learning_rate", "1e-2", "--label_smoothing_factor", "0"]
-    flags = [*TINY, *learn, "--weight_decay", "0", "--augmentation", "none"]
+    flags = [*TINY, *learn, "--weight_decay", "0", "--augmentation", "none", "--bf16", "false"]
     main(["--data", str(folder / "digits.zip"), "--output_dir", str(folder / "out"), *flags])
     return folder / "out"

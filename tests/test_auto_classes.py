@@ -28,7 +28,7 @@ FIELDS = {
         "pooling": "mean",
         "position_embedding": "sincos2d",
         "stem": "conv",
-        "initializer_range": None,
+        "initializer_range": 0.0,
     },
 }
 SMALL = {

@@ -60,14 +60,21 @@ def test_photographs_are_cropped_at_random_in_training_and_in_the_middle_in_eval
     assert not torch.equal(once, again)
     evaluation = ImageBatches(splits["validation"], processor).__getitems__([1])["pixel_values"][0].permute(1, 2, 0)
     image = splits["validation"][1]["image"]
-    ratio = 32 / 0.875 / min(image.size)  # the shorter side becomes 37 pixels, of which the middle 32 are taken
+    # The shorter side becomes 37 pixels, of which the middle 32 are taken.
     resized = image.resize(
         [37 if side == min(image.size) else int(side * 37 / min(image.size)) for side in image.size], 3
     )
     left, top = (resized.width - 32) // 2, (resized.height - 32) // 2
     expected = np.asarray(resized.crop((left, top, left + 32, top + 32)), dtype=float)
-    assert ratio > 0
     assert np.abs(evaluation.numpy() - expected).mean() < 3
+
+
+def test_small_images_of_one_size_are_cropped_too_where_the_processor_says_so(splits):
+    """Although their pixels lie there ready, in the size of the crop."""
+    processor = build_processor(DIGITS, crop_fraction=0.875)
+    batch = ImageBatches(splits["train"], processor).__getitems__([3, 9])
+    expected = processor([splits["train"][row]["image"] for row in (3, 9)], return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(PixelValues(processor)(batch["pixel_values"]), expected)
 
 
 def test_an_image_that_cannot_be_decoded_is_refused_not_skipped():

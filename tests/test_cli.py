@@ -108,16 +108,20 @@ def test_weights_that_are_not_those_of_the_config_are_refused(run_folder, tmp_pa
     else:
         weights["vit.norm.weight"] = weights.pop("vit.layernorm.weight")
         save_file(weights, file, metadata={"format": "pt"})
-    capsys.readouterr()
-    with pytest.raises(SystemExit):
+    with pytest.raises(SystemExit) as stopped:
         main(["predict", digit[0], "--model", str(folder)])
-    assert "error: cannot load a model from" in capsys.readouterr().err.splitlines()[-1]
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and "Traceback" not in printed.err
+    assert "error: cannot load a model from" in printed.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
         (["predict", "{tmp}/absent.png", "--model", "{run}"], "absent.png"),
+        (["predict", "{tmp}/absent.png"], "--model"),
+        (["predict", "{tmp}/absent.png", "--modle", "{run}"], "--model"),
         (["predict", "{tmp}/text.png", "--model", "{run}"], "text.png cannot be read as an image"),
         (["predict", "{tmp}/text.png", "--model", "{run}", "--top_k", "0"], "--top_k"),
         (["predict", "{tmp}/text.png", "--model", "{tmp}"], "cannot load a model from"),

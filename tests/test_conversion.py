@@ -160,7 +160,7 @@ def test_a_conversion_keeps_dtype_and_shares_nothing_with_its_source():
 
 
 def test_glorot_initialization_needs_no_number_in_transformers():
-    ours = randomized(ViTScratchForImageClassification(ViTScratchConfig(**SIZES, initializer_range=None)))
+    ours = randomized(ViTScratchForImageClassification(ViTScratchConfig(**SIZES, initializer_range=0)))
     theirs = to_transformers(ours)
     assert theirs.config.initializer_range == ViTConfig().initializer_range
     assert_same_outputs(ours, theirs, images())

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from hf_vit_scratch import data
+from hf_vit_scratch import competition as competition_room
 from hf_vit_scratch.data import DataError, image_shape, load, pixel_array, source_name
 
 PIXELS = [f"pixel{i}" for i in range(784)]
@@ -105,7 +105,7 @@ def test_competition_has_the_values_that_pandas_reads(form, tmp_path, cache):
 
 
 def test_blocks_join_without_loss(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(data, "CSV_BLOCK_BYTES", 10_000)  # about four rows
+    monkeypatch.setattr(competition_room, "CSV_BLOCK_BYTES", 10_000)  # about four rows
     train, _ = competition(tmp_path / "digits")
     splits = load(tmp_path / "digits", cache_dir=cache, validation_size=0)
     np.testing.assert_array_equal(pixel_array(splits["train"]).reshape(-1, 784), train[PIXELS])
@@ -327,8 +327,8 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(case, tmp_path, cache
 
 
 def test_a_file_that_unpacks_without_end_is_given_up(tmp_path, cache, monkeypatch):
-    monkeypatch.setattr(data, "MAX_CSV_BYTES", 200_000)
-    monkeypatch.setattr(data, "CSV_BLOCK_BYTES", 50_000)
+    monkeypatch.setattr(competition_room, "MAX_CSV_BYTES", 200_000)
+    monkeypatch.setattr(competition_room, "CSV_BLOCK_BYTES", 50_000)
     rows = HEADER_ONLY + (",".join(["0"] * 785) + "\n") * 500
     assert "unpacks to more than" in failure(bad_zip(tmp_path / "bomb.zip", {"train.csv": rows}), cache)
     rows = HEADER_ONLY + "0" * 300_000
@@ -351,7 +351,7 @@ def test_sample_is_mlxtends_digits(cache):
     pixels, labels = mnist_data()
     np.testing.assert_array_equal(pixel_array(splits["train"]).reshape(-1, 784), pixels)
     assert splits["train"]["label"][:] == labels.tolist()
-    assert "\n" not in data.SAMPLE_NOTICE and "digit-recognizer.zip" in data.SAMPLE_NOTICE
+    assert "\n" not in competition_room.SAMPLE_NOTICE and "digit-recognizer.zip" in competition_room.SAMPLE_NOTICE
 
 
 # kagglehub's own exceptions, by name; the HTTP one holds requests' response.

@@ -23,7 +23,7 @@ SMALL = {
     "num_labels": 5,
     "initializer_range": 0.3,  # large, so that a mistake anywhere reaches the logits
 }
-MEAN_SINCOS_CONV = {"pooling": "mean", "position_embedding": "sincos2d", "stem": "conv", "initializer_range": None}
+MEAN_SINCOS_CONV = {"pooling": "mean", "position_embedding": "sincos2d", "stem": "conv", "initializer_range": 0.0}
 VARIANTS = [
     {},
     {"pooling": "mean"},
@@ -350,7 +350,7 @@ def test_initial_weights_have_the_standard_deviation_of_the_field():
 @pytest.mark.parametrize("intermediate_size", [128, 192])  # 192 is 3 times the width, as the fused projection is
 @torch.no_grad()
 def test_without_an_initializer_range_weights_are_glorots(intermediate_size):
-    fields = {"hidden_size": 64, "intermediate_size": intermediate_size, "initializer_range": None}
+    fields = {"hidden_size": 64, "intermediate_size": intermediate_size, "initializer_range": 0.0}
     model = ViTScratchForImageClassification(ViTScratchConfig(**{**SMALL, **fields}))
     layer = model.vit.layers[0]
     matrices = [

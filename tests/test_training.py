@@ -2,6 +2,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,9 +27,11 @@ def error_of(capsys, *argv) -> str:
     with pytest.raises(SystemExit) as stopped:
         main(list(argv))
     assert stopped.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: error:")]
-    assert len(lines) == 1
-    return lines[0]
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if "error" in line]
+    assert line.startswith("train.py: error:")
+    return line
 
 
 # ---- the output folder
@@ -68,6 +71,39 @@ def test_the_measured_accuracy_is_that_of_the_saved_folder(run_folder):
     expected = nn.functional.cross_entropy(logits, labels).item()
     assert results["validation_negative_log_likelihood"] == pytest.approx(expected, abs=1e-5)
     assert results["validation_accuracy"] > 0.9
+
+
+def test_what_is_evaluated_during_training_are_the_averaged_weights(run_folder):
+    """The last evaluation is of the last step, and so are the weights of the folder."""
+    history = json.loads((run_folder / "trainer_state.json").read_text())["log_history"]
+    last = [row for row in history if "eval_negative_log_likelihood" in row][-1]
+    results = json.loads((run_folder / "all_results.json").read_text())
+    assert last["eval_negative_log_likelihood"] == pytest.approx(
+        results["validation_negative_log_likelihood"], rel=1e-4
+    )
+
+
+def test_training_images_are_augmented_and_others_are_not(digits, tmp_path, monkeypatch):
+    from hf_vit_scratch.augmentation import DigitAugmentation
+
+    augmented, original = [], DigitAugmentation.forward
+    monkeypatch.setattr(DigitAugmentation, "forward", lambda self, x: augmented.append(len(x)) or original(self, x))
+    main(["--data", digits, *TINY, "--output_dir", str(tmp_path / "out"), "--rotation_degrees", "20"])
+    assert sum(augmented) == 2 * 180  # two epochs, and neither the evaluations nor the prediction of the test split
+    settings = json.loads((tmp_path / "out" / "training_args.json").read_text())
+    assert settings["augmentation"]["rotation_degrees"] == 20
+    assert settings["data"]["data"] == "digit-recognizer"
+
+
+def test_compiling_changes_the_speed_and_not_the_weights(digits, tmp_path):
+    """Where there is no C++ compiler, training goes on without."""
+    arguments = ["--data", digits, *TINY, "--num_train_epochs", "1", "--bf16", "false", "--eval_strategy", "no"]
+    main([*arguments, "--output_dir", str(tmp_path / "eager")])
+    main([*arguments, "--output_dir", str(tmp_path / "compiled"), "--torch_compile", "true"])
+    eager, compiled = weights(tmp_path / "eager"), weights(tmp_path / "compiled")
+    assert eager.keys() == compiled.keys()
+    for name in eager:
+        torch.testing.assert_close(compiled[name], eager[name], atol=1e-4, rtol=1e-3)
 
 
 def test_the_folder_has_the_average_and_a_checkpoint_both_sets_of_weights(run_folder):
@@ -129,10 +165,24 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_p
     arguments = ["--data", digits, *TINY, "--output_dir", str(tmp_path / "out")]
     main(arguments)
     (tmp_path / "out" / "checkpoint-999").mkdir()
+    (tmp_path / "out" / "checkpoint-final").mkdir()
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert "holds a run already" in error_of(capsys, *arguments)
     resume = ["--resume_from_checkpoint", "true"]
     assert "hidden_size 16, this run 32" in error_of(capsys, *arguments, *resume, "--hidden_size", "32")
+    assert "split_seed 42, this run 1" in error_of(capsys, *arguments, *resume, "--split_seed", "1")
+    # Neither is a finished run by going on with a checkpoint of another, nor a folder that is no run.
+    (checkpoint, *_) = (tmp_path / "out").glob("checkpoint-1*")
+    shutil.copytree(checkpoint, tmp_path / "other" / checkpoint.name)
+    other = ["--resume_from_checkpoint", str(tmp_path / "other" / checkpoint.name)]
+    assert "holds a run already" in error_of(capsys, *arguments, *other)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    mine = ["--output_dir", str(tmp_path / "mine")]
+    assert "README.md that is not of a run" in error_of(capsys, *arguments, *mine, "--overwrite_output_dir")
+    # What is refused is refused before anything is removed.
+    wrong = ["--overwrite_output_dir", "--augmentation", "flip"]
+    assert "augmentation must be" in error_of(capsys, *arguments, *wrong)
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     main([*arguments, "--overwrite_output_dir"])
     assert not (tmp_path / "out" / "checkpoint-999").exists()
@@ -241,10 +291,15 @@ def test_every_recipe_of_the_package_can_be_read(recipe):
         (["--data", "{digits}", "--ema_decay", "1.5"], "ema_decay"),
         (["--data", "{digits}", "--push_to_hub"], "push_to_hub"),
         (["--data", "{folder}/photos"], "--recipe photos-small"),
+        (["--data", "{folder}/photos", "--recipe", "photos-small", "--min_crop_area", "-1"], "min_crop_area"),
+        (["--data", "{folder}/photos", "--recipe", "photos-small", "--crop_fraction", "2"], "crop_fraction"),
+        (["--data", "{digits}", "--bf16_full_eval", "true"], "bf16_full_eval"),
+        (["--recipe", "{folder}/keys.yaml"], "unknown keys: 1, hiden_size"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(argv, words, digits, tmp_path, capsys):
     (tmp_path / "unknown.yaml").write_text("hiden_size: 96\n")
+    (tmp_path / "keys.yaml").write_text("1: 2\nhiden_size: 96\n")
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "broken.yaml").write_text("a: [1\nb: }")
     (tmp_path / "word.yaml").write_text("learning_rate: abc\n")
@@ -268,7 +323,7 @@ def test_the_default_is_the_sample_and_its_model_says_so(tmp_path, capsys):
 
 
 def test_photographs_of_all_sizes_train_by_their_recipe(tmp_path):
-    photo_folder(tmp_path / "photos", per_class=16)
+    photo_folder(tmp_path / "photos", per_class=16, test="labelled")
     flags = ["--image_size", "32", "--patch_size", "8", "--num_train_epochs", "15", "--dataloader_num_workers", "0"]
     tiny = [
         "--hidden_size",
@@ -285,9 +340,32 @@ def test_photographs_of_all_sizes_train_by_their_recipe(tmp_path):
           "--use_cpu", "true", "--disable_tqdm", "true", "--per_device_train_batch_size", "8"])  # fmt: skip
     results = json.loads((out / "all_results.json").read_text())
     assert (results["train_images"], results["validation_num_images"]) == (32, 16)
+    assert (results["test_num_images"], results["test_accuracy"] > 0.8) == (6, True)
     assert results["validation_accuracy"] > 0.8
     assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "blue", "1": "red"}
     assert not (out / "submission.csv").exists()
+
+
+def test_a_submission_has_the_names_of_the_classes(tmp_path):
+    photo_folder(tmp_path / "photos", test="flat")
+    out, flags = tmp_path / "out", ["--image_size", "28", "--max_steps", "2", "--num_channels", "3"]
+    main(["--data", str(tmp_path / "photos"), *TINY, *flags, "--output_dir", str(out)])
+    with open(out / "submission.csv", newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 6
+    assert {row["Label"] for row in rows} <= {"blue", "red"}
+
+
+def test_gradient_accumulation_takes_the_steps_of_the_larger_batch(digits, tmp_path):
+    """Two halves of a batch give the gradient of the whole, so the first steps end at the same weights."""
+    arguments = ["--data", digits, *TINY, "--bf16", "false", "--augmentation", "none", "--max_steps", "2"]
+    arguments += ["--eval_strategy", "no", "--label_smoothing_factor", "0"]
+    main([*arguments, "--output_dir", str(tmp_path / "whole")])
+    halves = ["--per_device_train_batch_size", "16", "--gradient_accumulation_steps", "2"]
+    main([*arguments, *halves, "--output_dir", str(tmp_path / "halves")])
+    whole, halved = weights(tmp_path / "whole"), weights(tmp_path / "halves")
+    for name in whole:
+        torch.testing.assert_close(halved[name], whole[name], atol=1e-4, rtol=1e-3)
 
 
 # ---- two processes
@@ -319,7 +397,7 @@ def test_two_processes_see_every_image_once_and_write_once(digits, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(RECORDING)
     arguments = ["--data", digits, *TINY, "--num_train_epochs", "1", "--per_device_train_batch_size", "15"]
-    arguments += ["--output_dir", str(tmp_path / "out"), "--eval_strategy", "no", "--ddp_backend", "gloo"]
+    arguments += ["--output_dir", str(tmp_path / "out"), "--eval_strategy", "epoch", "--ddp_backend", "gloo"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     command = [*TORCHRUN, str(script), str(tmp_path / "seen"), *arguments]
     subprocess.run(command, check=True, env=environment, capture_output=True, cwd=tmp_path)
@@ -327,9 +405,11 @@ def test_two_processes_see_every_image_once_and_write_once(digits, tmp_path):
     assert [rank["world"] for rank in ranks] == [2, 2]
     rows = [row for rank in ranks for batch in rank["train"] for row in batch]
     assert sorted(rows) == list(range(180))
-    # validation has 20 rows and test 50, and each was predicted by one of the two
+    # Validation has 20 rows, evaluated at the end of the epoch and of the run, and test 50: each by one of the two.
     predicted = [row for rank in ranks for batch in rank["predicted"] for row in batch]
-    assert sorted(predicted) == sorted([*range(20), *range(50)])
+    assert sorted(predicted) == sorted([*range(20), *range(20), *range(50)])
+    history = json.loads((tmp_path / "out" / "trainer_state.json").read_text())["log_history"]
+    assert [row["eval_num_images"] for row in history if "eval_num_images" in row] == [20]
     assert all(rank["predicted"] for rank in ranks)
     assert ranks[0]["saved"].count(str(tmp_path / "out")) == 1
     assert ranks[1]["saved"] == []
