@@ -129,6 +129,23 @@ class ViTScratchTrainer(Trainer):
         self.average.load(resume_from_checkpoint)
 
 
+def _check_arguments(run: RunArguments, training: TrainingArguments):
+    if training.load_best_model_at_end:
+        raise ValueError(
+            "load_best_model_at_end picks an epoch by its validation score: the last weights are kept here."
+        )
+    if training.save_strategy == SaveStrategy.BEST:
+        raise ValueError("save_strategy best picks an epoch by its validation score: use steps or epoch.")
+    if training.push_to_hub:
+        raise ValueError(
+            "push_to_hub would upload before the run is measured: upload the finished output_dir instead."
+        )
+    if training.bf16_full_eval or training.fp16_full_eval:
+        raise ValueError("bf16_full_eval and fp16_full_eval would round the weights: evaluation is in full precision.")
+    if not 0 <= run.ema_decay < 1:
+        raise ValueError(f"ema_decay must be at least 0 and below 1, got {run.ema_decay}.")
+
+
 def build_config(
     run: RunArguments, model_arguments, splits: datasets.DatasetDict, training_data: str
 ) -> ViTScratchConfig:
@@ -289,20 +306,7 @@ def train(
     Raises: ValueError or OSError, in one line, for anything that the user can put right.
     """
     state = PartialState()
-    if training.load_best_model_at_end:
-        raise ValueError(
-            "load_best_model_at_end picks an epoch by its validation score: the last weights are kept here."
-        )
-    if training.save_strategy == SaveStrategy.BEST:
-        raise ValueError("save_strategy best picks an epoch by its validation score: use steps or epoch.")
-    if training.push_to_hub:
-        raise ValueError(
-            "push_to_hub would upload before the run is measured: upload the finished output_dir instead."
-        )
-    if training.bf16_full_eval or training.fp16_full_eval:
-        raise ValueError("bf16_full_eval and fp16_full_eval would round the weights: evaluation is in full precision.")
-    if not 0 <= run.ema_decay < 1:
-        raise ValueError(f"ema_decay must be at least 0 and below 1, got {run.ema_decay}.")
+    _check_arguments(run, training)
     set_up_cpu()
     # The blocks are alike: with --torch_compile one of them is compiled, in a fraction of the time of the whole. The
     # Trainer has no argument for it, and `accelerate launch` sets the variable to False.
