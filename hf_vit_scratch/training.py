@@ -338,6 +338,8 @@ def train(
     if "validation" not in splits:
         training.eval_strategy = IntervalStrategy.NO
 
+    if training.data_seed is None:
+        training.data_seed = training.seed  # one order of the images for all processes, whose other seeds differ
     transformers.set_seed(training.seed)
     config._attn_implementation = run.attn_implementation or fastest_attention(config.num_tokens, training.device)
     model = ViTScratchForImageClassification(config)
@@ -363,7 +365,7 @@ def train(
         Path(training.output_dir).mkdir(parents=True, exist_ok=True)
         _write_json(Path(training.output_dir) / SETTINGS_NAME, settings)
     measured = trainer.train(resume_from_checkpoint=checkpoint).metrics
-    del measured["total_flos"]  # an estimate for language models, by the number of pixels in place of tokens
+    measured.pop("total_flos", None)  # an estimate for language models, by the number of pixels in place of tokens
     results = {
         "data": data.source_name(data_arguments.data),
         "recipe": Path(run.recipe).stem,

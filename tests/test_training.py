@@ -312,7 +312,19 @@ def test_bad_input_is_refused_in_one_line(argv, words, digits, tmp_path, capsys)
 
 
 def test_the_default_is_the_sample_and_its_model_says_so(tmp_path, capsys):
-    main(["--output_dir", str(tmp_path / "out"), *TINY, "--max_steps", "3", "--eval_strategy", "no"])
+    main(
+        [
+            "--output_dir",
+            str(tmp_path / "out"),
+            *TINY,
+            "--patch_size",
+            "4",
+            "--max_steps",
+            "3",
+            "--eval_strategy",
+            "no",
+        ]
+    )
     printed = capsys.readouterr().out
     assert "sample" in printed and "kaggle.com/competitions/digit-recognizer" in printed
     config = json.loads((tmp_path / "out" / "config.json").read_text())
