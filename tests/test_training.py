@@ -99,10 +99,7 @@ def test_compiling_changes_the_speed_and_not_the_weights(digits, tmp_path):
     arguments = ["--data", digits, *TINY, "--num_train_epochs", "1", "--bf16", "false", "--eval_strategy", "no"]
     main([*arguments, "--output_dir", str(tmp_path / "eager")])
     main([*arguments, "--output_dir", str(tmp_path / "compiled"), "--torch_compile", "true"])
-    eager, compiled = weights(tmp_path / "eager"), weights(tmp_path / "compiled")
-    assert eager.keys() == compiled.keys()
-    for name in eager:
-        torch.testing.assert_close(compiled[name], eager[name], atol=1e-4, rtol=1e-3)
+    assert_close(weights(tmp_path / "compiled"), weights(tmp_path / "eager"))
 
 
 def test_the_folder_has_the_average_and_a_checkpoint_both_sets_of_weights(run_folder):
@@ -121,6 +118,17 @@ def test_arguments_are_kept_without_a_token(tmp_path):
     files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
     assert (tmp_path / "out" / "training_args.json") in files
     assert not [path for path in files if secret.encode() in path.read_bytes()]
+
+
+def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):
+    """All weights but the key's biases: softmax takes no notice of them, so their gradient is rounding noise."""
+    assert actual.keys() == expected.keys()
+    for name, tensor in expected.items():
+        parts = (0, 2) if name.endswith("qkv.bias") else (0,)
+        chunks = 3 if name.endswith("qkv.bias") else 1
+        for part in parts:
+            one, other = actual[name].chunk(chunks)[part], tensor.chunk(chunks)[part]
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
 # ---- repeating and resuming
@@ -374,9 +382,7 @@ def test_gradient_accumulation_takes_the_steps_of_the_larger_batch(digits, tmp_p
     main([*arguments, "--output_dir", str(tmp_path / "whole")])
     halves = ["--per_device_train_batch_size", "16", "--gradient_accumulation_steps", "2"]
     main([*arguments, *halves, "--output_dir", str(tmp_path / "halves")])
-    whole, halved = weights(tmp_path / "whole"), weights(tmp_path / "halves")
-    for name in whole:
-        torch.testing.assert_close(halved[name], whole[name], atol=1e-4, rtol=1e-3)
+    assert_close(weights(tmp_path / "halves"), weights(tmp_path / "whole"))
 
 
 # ---- two processes
