@@ -91,16 +91,21 @@ class ViTScratchConfig(PretrainedConfig):
     training_data: list[str] | None = None
 
     def __post_init__(self, **kwargs):
-        names = list(ViTScratchConfig.__annotations__)
-        unknown = sorted(kwargs.keys() - _COMMON_ARGUMENTS)
-        if "model_type" in kwargs:
-            # A config.json, in which the Trainer, say, has set attributes of its own: refuse what looks misspelt.
-            unknown = [name for name in unknown if get_close_matches(name, names, n=1, cutoff=0.85)]
-        if unknown:
-            unknown = ", ".join(map(repr, unknown))
-            raise ValueError(f"{type(self).__name__} has no field {unknown}: the fields are {', '.join(names)}.")
+        unknown = kwargs.keys() - _COMMON_ARGUMENTS
+        # In a config.json the Trainer, say, has set attributes of its own.
+        self._refuse(self._misspelt(unknown) if "model_type" in kwargs else unknown)
         super().__post_init__(**kwargs)
         self.validate()
+
+    @staticmethod
+    def _misspelt(names) -> list[str]:
+        return [name for name in names if get_close_matches(name, ViTScratchConfig.__annotations__, n=1, cutoff=0.8)]
+
+    @classmethod
+    def _refuse(cls, names):
+        if names:
+            unknown, fields = ", ".join(map(repr, sorted(names))), ", ".join(ViTScratchConfig.__annotations__)
+            raise ValueError(f"{cls.__name__} has no field {unknown}: the fields are {fields}.")
 
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "ViTScratchConfig":
@@ -116,8 +121,7 @@ class ViTScratchConfig(PretrainedConfig):
         config.validate()
         if return_unused_kwargs:
             return config, unused
-        if unused:
-            raise ValueError(f"{cls.__name__} has no field {', '.join(map(repr, sorted(unused)))}.")
+        cls._refuse(cls._misspelt(unused))  # what is left are arguments of a loader, say pipeline's device_map
         return config
 
     @property

@@ -115,7 +115,9 @@ def test_from_dict_gives_back_what_it_does_not_know_where_it_is_asked_to():
     written = ViTScratchConfig(**SMALL).to_dict()
     config, unused = ViTScratchConfig.from_dict(dict(written), return_unused_kwargs=True, hidden_size=32, revision="x")
     assert (config.hidden_size, unused) == (32, {"revision": "x"})
-    assert "'revision'" in refusal(ViTScratchConfig.from_dict, dict(written), revision="x")
+    assert ViTScratchConfig.from_dict(dict(written), device_map="cpu").hidden_size == written["hidden_size"]
+    assert "'hiden_size'" in refusal(ViTScratchConfig.from_dict, dict(written), hiden_size=32)
+    assert "'hiden_size'" in refusal(ViTScratchConfig.from_dict, {**written, "hiden_size": 32})
     assert "12" in refusal(ViTScratchConfig.from_dict, dict(written), num_attention_heads=12)
     both = ViTScratchConfig.from_dict(dict(written), hidden_size=36, num_attention_heads=12)
     assert (both.hidden_size, both.num_attention_heads) == (36, 12)
