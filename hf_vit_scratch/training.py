@@ -381,7 +381,7 @@ def train(
     state.wait_for_everyone()
     results.update(_measure(training, splits))
     if state.is_main_process:
-        _write_results(run, training, trainer, results)
+        _write_results(Path(training.output_dir), trainer, results)
     state.wait_for_everyone()
     return results
 
@@ -402,8 +402,7 @@ def _measure(training: TrainingArguments, splits: datasets.DatasetDict) -> dict:
     return results
 
 
-def _write_results(run, training, trainer, results: dict):
-    folder = Path(training.output_dir)
+def _write_results(folder: Path, trainer: ViTScratchTrainer, results: dict):
     _write_json(folder / "all_results.json", results)
     plot_curves(trainer.state.log_history, folder / "curves.png")
     if "validation_confusion_matrix" in results:

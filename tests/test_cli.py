@@ -24,7 +24,10 @@ def refused(capsys, *argv) -> str:
     with pytest.raises(SystemExit) as stopped:
         main(list(argv))
     assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    *progress, line = printed.strip().splitlines()  # the first to read the sample shows how far it is
+    assert line.startswith("vit-scratch: error:") and not [other for other in progress if "rror" in other]
     return line
 
 
