@@ -4,8 +4,8 @@
 
 Both train on the sample, in alternating runs of one process each, with batches of 128: ours by `train.py` with the
 recipe digits-tiny (augmentation, moving average, logging and all), with and without torch.compile; the peer in the
-usual way, with torchvision's transforms in `with_transform` and the Trainer's defaults. The first 40 steps of each run,
-more than an epoch, are not timed: both sizes of batch are then compiled.
+usual way, with torchvision's transforms in `with_transform` and the Trainer's defaults. The first 40 steps of each
+run, more than an epoch, are not timed: both sizes of batch are then compiled.
 """
 
 import argparse
