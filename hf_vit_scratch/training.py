@@ -308,9 +308,6 @@ def train(
     state = PartialState()
     _check_arguments(run, training)
     set_up_cpu()
-    # The blocks are alike: with --torch_compile one of them is compiled, in a fraction of the time of the whole. The
-    # Trainer has no argument for it, and `accelerate launch` sets the variable to False.
-    os.environ["ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION"] = "true"
     if training.torch_compile and not can_compile():
         training.torch_compile, training.torch_compile_backend = False, None
         if state.is_main_process:
