@@ -92,14 +92,14 @@ class ViTScratchConfig(PretrainedConfig):
 
     def __post_init__(self, **kwargs):
         unknown = kwargs.keys() - _COMMON_ARGUMENTS
-        # In a config.json the Trainer, say, has set attributes of its own.
-        self._refuse(self._misspelt(unknown) if "model_type" in kwargs else unknown)
+        # A config.json has what the Trainer, say, has set in it, and names of other models (layer_norm_epsilon).
+        self._refuse(self._misspelt(unknown, cutoff=0.9) if "model_type" in kwargs else unknown)
         super().__post_init__(**kwargs)
         self.validate()
 
     @staticmethod
-    def _misspelt(names) -> list[str]:
-        return [name for name in names if get_close_matches(name, ViTScratchConfig.__annotations__, n=1, cutoff=0.8)]
+    def _misspelt(names, cutoff: float) -> list[str]:
+        return [name for name in names if get_close_matches(name, ViTScratchConfig.__annotations__, cutoff=cutoff)]
 
     @classmethod
     def _refuse(cls, names):
@@ -121,7 +121,9 @@ class ViTScratchConfig(PretrainedConfig):
         config.validate()
         if return_unused_kwargs:
             return config, unused
-        cls._refuse(cls._misspelt(unused))  # what is left are arguments of a loader, say pipeline's device_map
+        cls._refuse(
+            cls._misspelt(unused, cutoff=0.8)
+        )  # what is left are arguments of a loader, say pipeline's device_map
         return config
 
     @property

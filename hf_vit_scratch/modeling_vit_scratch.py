@@ -85,9 +85,7 @@ class ViTScratchEmbeddings(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
         if pixel_values.dim() != 4:
-            raise ValueError(
-                f"expected pixel_values (batch_size, num_channels, height, width), got {tuple(pixel_values.shape)}."
-            )
+            raise ValueError(f"expected (batch_size, num_channels, height, width), got {tuple(pixel_values.shape)}.")
         _, channels, height, width = pixel_values.shape
         if channels != self.config.num_channels:
             raise ValueError(f"expected images with {self.config.num_channels} channels, got {channels}.")
