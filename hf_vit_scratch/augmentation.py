@@ -5,6 +5,7 @@ cropped one by one before they can be a batch; the rest is done on the batch.
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from PIL import Image
@@ -60,14 +61,26 @@ class DigitAugmentation(nn.Module):
         shift_x, shift_y = uniform[4] * self.shift_pixels * 2 / width, uniform[5] * self.shift_pixels * 2 / height
         x_of = (cos * scale_x, (cos * shear - sin) * scale_y * height / width, shift_x)
         y_of = (sin * scale_x * width / height, (sin * shear + cos) * scale_y, shift_y)
-        affine = torch.stack(x_of + y_of, dim=1).view(batch, 2, 3)
-        grid = F.affine_grid(affine, list(images.shape), align_corners=False)  # (B, height, width, 2)
-        if self.elastic_pixels:
-            noise = torch.randn(batch, 2, self.elastic_grid, self.elastic_grid, device=device)
-            noise = F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=True)
-            pixels = torch.tensor([2 / width, 2 / height], device=device) * self.elastic_pixels
-            grid = grid + noise.permute(0, 2, 3, 1) * pixels
+        amounts = torch.stack(x_of + y_of, dim=1).view(batch, 2, 3)
+        points = self.elastic_grid if self.elastic_pixels else 0
+        if points:
+            pixels = torch.tensor([[2 / width], [2 / height]], device=device) * self.elastic_pixels
+            amounts = torch.cat((amounts, torch.randn(batch, 2, points**2, device=device) * pixels), dim=2)
+        grid = (amounts @ _fields(height, width, points, device)).view(batch, 2, height, width).permute(0, 2, 3, 1)
         return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+@lru_cache(maxsize=8)
+def _fields(height: int, width: int, points: int, device: torch.device) -> torch.Tensor:
+    """What every displacement is a sum of, (3 + points**2, height * width): x, y, 1, and a bump for each point."""
+    y, x = ((torch.arange(side) * 2 + 1) / side - 1 for side in (height, width))  # the pixels' centres
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    fields = torch.stack((x, y, torch.ones_like(x)))
+    if points:
+        bumps = torch.eye(points**2).view(-1, 1, points, points)
+        bumps = F.interpolate(bumps, size=(height, width), mode="bicubic", align_corners=True)
+        fields = torch.cat((fields, bumps[:, 0]))
+    return fields.flatten(1).to(device)
 
 
 class RandomFlip(nn.Module):

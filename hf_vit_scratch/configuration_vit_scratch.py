@@ -51,8 +51,7 @@ class ViTScratchConfig(PretrainedConfig):
         attention_probs_dropout_prob (`float`, defaults to 0.0): dropout of the attention weights.
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of every norm.
         initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights; 0 takes Glorot's
-            uniform by the shape of the matrix, as the paper's own code does in every block. Narrow
-            models (hidden 64) learn much faster from it, since 0.02 is small for them.
+            uniform by the shape of the matrix, as the paper's own code does; narrow models learn much faster so.
         qkv_bias (`bool`, defaults to `True`): whether the query-key-value projection has a bias.
         position_embedding (`"learned"`, `"sincos2d"` or `"none"`, defaults to `"learned"`): appendix D.4, and the
             fixed sines and cosines of arXiv 2104.02057, `"sincos2d"`, which need a `hidden_size` that 4 divides.
@@ -121,9 +120,8 @@ class ViTScratchConfig(PretrainedConfig):
         config.validate()
         if return_unused_kwargs:
             return config, unused
-        cls._refuse(
-            cls._misspelt(unused, cutoff=0.8)
-        )  # what is left are arguments of a loader, say pipeline's device_map
+        # What is left are arguments of a loader, say pipeline's device_map.
+        cls._refuse(cls._misspelt(unused, cutoff=0.8))
         return config
 
     @property

@@ -53,9 +53,8 @@ class ViTScratchEmbeddings(nn.Module):
         if config.stem == "conv":
             self.patch_embeddings = ViTScratchConvStem(config)
         else:
-            self.patch_embeddings = nn.Conv2d(
-                config.num_channels, config.hidden_size, kernel_size=config.patch_size, stride=config.patch_size
-            )
+            patch = config.patch_size
+            self.patch_embeddings = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch, stride=patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.pooling == "cls" else None
         if config.position_embedding == "learned":
             self.position_embeddings = nn.Parameter(torch.zeros(1, config.num_tokens, config.hidden_size))
@@ -138,10 +137,11 @@ class ViTScratchAttention(nn.Module):
         self.qkv.num_matrices = 3  # for _init_weights
         self.proj = nn.Linear(config.hidden_size, config.hidden_size)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def forward(self, hidden_states: torch.Tensor, num_outputs: int | None = None, **kwargs) -> tuple:
         # Equation 6, all heads at once: (B, T, 3D) -> (B, T, 3, heads, head_dim) -> 3 x (B, heads, T, head_dim)
         qkv = self.qkv(hidden_states).unflatten(-1, (3, -1, self.head_dim))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query = query[:, :, :num_outputs]  # the first num_outputs tokens ask (None: all); all are asked
         # Only the eager path has weights to show, so it is the one that runs where they are asked for.
         implementation = self.config._attn_implementation
         if kwargs.get("output_attentions", self.config.output_attentions):
@@ -181,7 +181,7 @@ class ViTScratchDropPath(nn.Module):
 
 
 class ViTScratchLayer(GradientCheckpointingLayer):
-    """A pre-norm block: equation 2, then equation 3. `(B, T, D)` -> `(B, T, D)`."""
+    """A pre-norm block: equation 2, then equation 3. `(B, T, D)` -> `(B, T, D)`, or `(B, num_outputs, D)`."""
 
     def __init__(self, config: ViTScratchConfig, drop_path_rate: float):
         super().__init__()
@@ -192,9 +192,9 @@ class ViTScratchLayer(GradientCheckpointingLayer):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.drop_path = ViTScratchDropPath(drop_path_rate)
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        attended, _ = self.attention(self.layernorm_before(hidden_states), **kwargs)
-        hidden_states = hidden_states + self.drop_path(self.dropout(attended))
+    def forward(self, hidden_states: torch.Tensor, num_outputs: int | None = None, **kwargs) -> torch.Tensor:
+        attended, _ = self.attention(self.layernorm_before(hidden_states), num_outputs, **kwargs)
+        hidden_states = hidden_states[:, :num_outputs] + self.drop_path(self.dropout(attended))
         return hidden_states + self.drop_path(self.dropout(self.mlp(self.layernorm_after(hidden_states))))
 
 
@@ -269,6 +269,7 @@ class ViTScratchModel(ViTScratchPreTrainedModel):
         self,
         pixel_values: torch.Tensor,
         interpolate_pos_encoding: bool = False,
+        only_pooler_output: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPooling:
         """
@@ -276,6 +277,8 @@ class ViTScratchModel(ViTScratchPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): from the processor.
             interpolate_pos_encoding (`bool`, defaults to `False`): take images of another size than
                 `config.image_size`, with the position embeddings interpolated (section 3.2).
+            only_pooler_output (`bool`, defaults to `False`): where y is the class token, spare the last block the
+                other tokens, which nothing reads then: `last_hidden_state` is `(batch_size, 1, D)`.
             output_attentions, output_hidden_states (`bool`, default to the config's): add `attentions`, for each
                 layer `(batch_size, num_heads, T, T)`, and `hidden_states`, z_0 to z_L, each `(batch_size, T, D)`.
 
@@ -288,9 +291,10 @@ class ViTScratchModel(ViTScratchPreTrainedModel):
         """
         pixel_values = pixel_values.to(self.dtype)
         hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
-        for layer in self.layers:
+        for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, **kwargs)
-        hidden_states = self.layernorm(hidden_states)
+        num_outputs = 1 if only_pooler_output and self.config.pooling == "cls" else None
+        hidden_states = self.layernorm(self.layers[-1](hidden_states, num_outputs, **kwargs))
         pooled = hidden_states[:, 0] if self.config.pooling == "cls" else hidden_states.mean(dim=1)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
@@ -320,22 +324,19 @@ class ViTScratchForImageClassification(ViTScratchPreTrainedModel):
         Returns:
             `logits` of shape `(batch_size, num_labels)`, and `loss`, `hidden_states`, `attentions` where asked for.
         """
-        outputs = self.vit(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        shown = any(kwargs.get(f"output_{n}", getattr(self.config, f"output_{n}")) for n in self._can_record_outputs)
+        outputs = self.vit(pixel_values, interpolate_pos_encoding, only_pooler_output=not shown, **kwargs)
         logits = self.classifier(outputs.pooler_output)
         loss = self.loss_function(labels, logits, self.config, **kwargs) if labels is not None else None
-        return ImageClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return ImageClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
 
 
 ViTScratchModel.register_for_auto_class("AutoModel")
 ViTScratchForImageClassification.register_for_auto_class("AutoModelForImageClassification")
 if __name__ == "hf_vit_scratch.modeling_vit_scratch":
-    AutoConfig.register(
-        ViTScratchConfig.model_type, ViTScratchConfig, exist_ok=True
-    )  # a notebook may reload the module
+    # A notebook may reload the module, hence exist_ok.
+    AutoConfig.register(ViTScratchConfig.model_type, ViTScratchConfig, exist_ok=True)
     AutoModel.register(ViTScratchConfig, ViTScratchModel, exist_ok=True)
     AutoModelForImageClassification.register(ViTScratchConfig, ViTScratchForImageClassification, exist_ok=True)
-    AutoImageProcessor.register(
-        ViTScratchConfig, image_processor_classes={"pil": ViTScratchImageProcessor}, exist_ok=True
-    )
+    processors = {"pil": ViTScratchImageProcessor}
+    AutoImageProcessor.register(ViTScratchConfig, image_processor_classes=processors, exist_ok=True)
