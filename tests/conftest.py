@@ -97,3 +97,13 @@ def run_folder(tmp_path_factory) -> Path:
     flags = [*TINY, *learn, "--weight_decay", "0", "--augmentation", "none", "--bf16", "false"]
     main(["--data", str(folder / "digits.zip"), "--output_dir", str(folder / "out"), *flags])
     return folder / "out"
+
+
+@pytest.fixture
+def hub(tmp_path):
+    """A Hub on loopback, and `hub.environment()` for the processes that talk to it."""
+    from hub_server import Hub
+
+    with Hub(tmp_path / "hub") as server:
+        yield server
+    assert not server.errors, server.errors

@@ -7,6 +7,7 @@ import torch
 from accelerate import infer_auto_device_map
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchModel
@@ -139,6 +140,37 @@ def test_logits_states_attentions_and_gradients_are_those_of_transformers_vit():
     for layer, expected_layer in zip(ours.vit.layers, theirs.vit.layers, strict=True):
         parts = [getattr(expected_layer.attention, f"{part}_proj").weight.grad for part in "qkv"]
         torch.testing.assert_close(layer.attention.qkv.weight.grad, torch.cat(parts))
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("stem", ["patch", "conv"])
+def test_the_last_block_works_for_the_class_token_alone_and_changes_nothing(attention, stem):
+    model = make_model(attn_implementation=attention, stem=stem, drop_path_rate=0.0).double()
+    arguments = {"pixel_values": make_pixels().double(), "labels": torch.tensor([1, 4])}
+    gradients, flops = [], []
+    for shown in ({"output_hidden_states": True}, {}):
+        with FlopCounterMode(display=False) as counter:
+            outputs = model(**arguments, **shown)
+        outputs.loss.backward()
+        flops.append(counter.get_total_flops())
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+        model.zero_grad()
+    torch.testing.assert_close(gradients[1], gradients[0])
+    spared = 4 * 2 * (16 * 16 + 2 * 16 * 24)  # 4 tokens, proj and both dense layers of the MLP
+    if attention == "eager":
+        spared += 4 * 2 * 5 * 2 * 16  # 4 queries of 5, each with 5 keys and 5 values
+        assert flops[0] - flops[1] == 2 * spared  # two images
+    hidden_states = model(**arguments, output_hidden_states=True).hidden_states
+    pooled = model.vit(arguments["pixel_values"], only_pooler_output=True)
+    assert pooled.last_hidden_state.shape == (2, 1, 16)
+    torch.testing.assert_close(pooled.pooler_output, model.vit.layernorm(hidden_states[-1])[:, 0])
+
+
+def test_all_tokens_are_computed_where_the_head_reads_their_mean():
+    model = make_model(pooling="mean")
+    outputs = model.vit(make_pixels(), only_pooler_output=True)
+    assert outputs.last_hidden_state.shape == (2, 4, 16)
+    torch.testing.assert_close(outputs.pooler_output, outputs.last_hidden_state.mean(dim=1))
 
 
 @torch.no_grad()
