@@ -12,7 +12,7 @@ import yaml
 from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, TrainingArguments
 
-from .competition import SAMPLE
+from .competition import KAGGLE, SAMPLE, is_competition
 from .configuration_vit_scratch import SIZES, ViTScratchConfig
 from .device import best_device, computes_bf16
 
@@ -30,6 +30,7 @@ _HOUSE_DEFAULTS = {
     "remove_unused_columns": "false",
     "ddp_find_unused_parameters": "false",
     "per_device_eval_batch_size": 500,
+    "hub_strategy": "end",
 }
 
 
@@ -81,9 +82,18 @@ class RunArguments:
     recipe: str | None = _flag(
         None,
         "Name of a recipe of the package, or path of a YAML file with the names of these flags as keys; a flag on the "
-        "command line wins over it. Default: sample for the sample, digits-tiny for other data.",
+        "command line wins over it. Default: sample for the sample, digits-tiny for other data; to fine-tune, "
+        "digits-finetune for the sample and the competition, photos-finetune for other data.",
     )
-    size: str = _flag("digits-tiny", f"A named size, whose fields the flags of the model replace: {', '.join(SIZES)}.")
+    size: str | None = _flag(
+        None,
+        f"A named size, whose fields the flags of the model replace: {', '.join(SIZES)}. Default: digits-tiny.",
+    )
+    model_name_or_path: str | None = _flag(
+        None,
+        "Fine-tune this model, which then says the size: a folder, or the id of a repository on the Hub, of this "
+        "package, of transformers' ViT or of timm's.",
+    )
     attn_implementation: str | None = _flag(None, "eager, sdpa, flex_attention, ... Default: the fastest here.")
     ema_decay: float = _flag(0.999, "Decay of the moving average of the weights, which is what is evaluated; 0: none.")
     overwrite_output_dir: bool = _flag(False, "Replace the run that lies in output_dir.")
@@ -128,7 +138,7 @@ def parse_arguments(argv: list[str]):
     """Flags to dataclasses: house defaults, then the recipe, then the command line, each winning over the last.
 
     Returns (run, data, augmentation, model, training). Raises: ValueError for a recipe that cannot be read, and for
-    keys and flags that are unknown or have values of the wrong type.
+    keys and flags that are unknown, have values of the wrong type, or ask for a new model and a pre-trained one.
     """
     kinds = (RunArguments, DataArguments, AugmentationArguments, ModelArguments, TrainingArguments)
     parser = _Parser(
@@ -136,8 +146,10 @@ def parse_arguments(argv: list[str]):
     )
     early = _Parser((RunArguments, DataArguments, _EarlyArguments), add_help=False, allow_abbrev=False)
     known, _ = early.parse_known_args(argv)
-    recipe = known.recipe or ("sample" if known.data == SAMPLE else "digits-tiny")
+    recipe = known.recipe or _default_recipe(known.data, known.model_name_or_path)
     values = read_recipe(recipe)
+    if known.model_name_or_path and known.size is None:
+        values.pop("size", None)  # of a new model: the flag that names another one wins over it
     flags = {action.dest for action in parser._actions}
     if unknown := sorted(str(key) for key in values if key not in flags or key in ("recipe", "help")):
         raise ValueError(f"recipe {recipe} has unknown keys: {', '.join(unknown)}. Keys are the flags' names.")
@@ -150,8 +162,22 @@ def parse_arguments(argv: list[str]):
         "dataloader_pin_memory": device.type == "cuda",
     }
     arguments = parser.parse_args_into_dataclasses([*_as_flags({**house, **values}), *argv], look_for_args_file=False)
-    arguments[0].recipe = recipe
+    run = arguments[0]
+    run.recipe = recipe
+    if run.size and run.model_name_or_path:
+        raise ValueError(
+            f"size {run.size} is for a new model, and {run.model_name_or_path} has its own: give size or "
+            "model_name_or_path."
+        )
+    if not run.model_name_or_path:
+        run.size = run.size or "digits-tiny"
     return arguments
+
+
+def _default_recipe(data: str, model_name_or_path: str | None) -> str:
+    if model_name_or_path:
+        return "digits-finetune" if data in (SAMPLE, KAGGLE) or is_competition(data) else "photos-finetune"
+    return "sample" if data == SAMPLE else "digits-tiny"
 
 
 def read_recipe(recipe: str) -> dict:

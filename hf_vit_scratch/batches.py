@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .augmentation import random_resized_crop
-from .data import DataError, pixel_array
+from .data import DataError, label_array, pixel_array
 from .image_processing_vit_scratch import ViTScratchImageProcessor, convert_image
 
 
@@ -29,7 +29,7 @@ class ImageBatches(torch.utils.data.Dataset):
         self.images, self.processor, self.min_crop_area = split.select_columns("image"), processor, min_crop_area
         size = processor.crop_size if processor.do_center_crop else processor.size
         self.height, self.width = size.height, size.width
-        self.labels = split.with_format("numpy")["label"][:] if "label" in split.column_names else None
+        self.labels = label_array(split)
         # A crop, at random or of the centre, has something to do even where the images have the size of its result.
         self.pixels = pixel_array(split) if min_crop_area is None and not processor.do_center_crop else None
         if self.pixels is not None and self.pixels.shape[1:] != (self.height, self.width, processor.num_channels):

@@ -1,8 +1,9 @@
-"""`vit-scratch predict | submit`: what there is to do with a trained model on the command line."""
+"""`vit-scratch predict | submit | push | export`: what there is to do with a trained model on the command line."""
 
 import argparse
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -67,6 +68,29 @@ def submit(arguments: argparse.Namespace) -> None:
     print(f"{len(splits['test']):,} rows written to {output}")
 
 
+def push(arguments: argparse.Namespace) -> None:
+    """Upload what a run left to the Hub, or say what would go."""
+    from .publish import Repository, files_to_push
+
+    if arguments.dry_run:
+        files = files_to_push(arguments.folder)
+        for file in files:
+            print(f"{file.stat().st_size:>13,} bytes  {file.name}")
+        print(f"{sum(file.stat().st_size for file in files):>13,} bytes  would go to {arguments.repository}")
+        if left := sorted(path.name for path in Path(arguments.folder).iterdir() if path not in files):
+            print(f"Not sent: {', '.join(left)}")
+        return
+    repository = Repository(arguments.repository, arguments.private, arguments.revision)
+    print(f"Pushed: {repository.upload(arguments.folder)}")
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write a model in a format that runs without this package."""
+    from .export import export_model
+
+    print(export_model(arguments.model, arguments.format, arguments.output_dir))
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise ValueError(message)
@@ -94,6 +118,20 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--label_column", default="label", help="Default: %(default)s.")
     command.add_argument("--output_file", default="submission.csv", help="Default: %(default)s.")
     command.set_defaults(run=submit)
+
+    command = commands.add_parser("push", help="upload a model to the Hub", allow_abbrev=False)
+    command.add_argument("folder", metavar="DIR", help="Output folder of a run. It is only read.")
+    command.add_argument("repository", metavar="USER/NAME", help="Made where there is none.")
+    command.add_argument("--private", action="store_true", help="Make it private; a public one is refused.")
+    command.add_argument("--revision", metavar="BRANCH", help="Made where there is none (default: main).")
+    command.add_argument("--dry_run", action="store_true", help="List what would go, with sizes; nothing is sent.")
+    command.set_defaults(run=push)
+
+    command = commands.add_parser("export", help="write a model for use without this package", allow_abbrev=False)
+    command.add_argument("--model", required=True, help=model_help)
+    command.add_argument("--format", required=True, choices=("onnx", "torch", "transformers"))
+    command.add_argument("--output_dir", required=True, metavar="DIR", help="A folder that is new or empty.")
+    command.set_defaults(run=export)
     return parser
 
 
@@ -104,5 +142,6 @@ def main(argv: list[str] | None = None) -> None:
         arguments = build_parser().parse_args(argv)
         arguments.run(arguments)
     except (ValueError, OSError) as error:
-        print(f"vit-scratch: error: {' '.join(str(error).split())}", file=sys.stderr)
+        line = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_...", " ".join(str(error).split()))  # a token that was mistyped
+        print(f"vit-scratch: error: {line}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -144,6 +144,14 @@ def pixel_array(dataset: datasets.Dataset) -> np.ndarray | None:
     return pixels
 
 
+def label_array(dataset: datasets.Dataset) -> np.ndarray | None:
+    """The labels of a split, `(num_images,)`, or None where it has none: straight from Arrow, not value by value."""
+    if "label" not in dataset.column_names:
+        return None
+    labels = dataset.data.column("label").to_numpy()
+    return labels if dataset._indices is None else labels[dataset._indices.column(0).to_numpy()]
+
+
 def _pixel_views(dataset: datasets.Dataset) -> list[np.ndarray] | None:
     """Views `(rows, height, width, channels)` of the image column's chunks, if all images are PNM of one shape."""
     views = []

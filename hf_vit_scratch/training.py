@@ -1,10 +1,14 @@
 """The main job: load the data, train, measure, and leave one folder with all of it."""
 
+import csv
 import json
 import os
+import re
 import shutil
 import sys
+import tempfile
 import time
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,25 +17,28 @@ import safetensors.torch
 import torch
 import transformers
 from accelerate import PartialState
+from huggingface_hub.utils import disable_progress_bars
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, IntervalStrategy, SaveStrategy
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy, SaveStrategy
 
 from . import data
 from .arguments import AugmentationArguments, DataArguments, RunArguments, parse_arguments
 from .augmentation import DigitAugmentation, RandomFlip
 from .batches import ImageBatches, PixelValues, keep_batch
-from .competition import SAMPLE, SAMPLE_NOTICE
+from .competition import COMPETITION, SAMPLE, SAMPLE_NOTICE
 from .configuration_vit_scratch import ViTScratchConfig
 from .device import can_compile, describe, fastest_attention, set_up_cpu
 from .image_processing_vit_scratch import ViTScratchImageProcessor
 from .inference import load_model, predict_logits, write_submission
 from .modeling_vit_scratch import ViTScratchForImageClassification
 from .plots import plot_confusion_matrix, plot_curves
-from .publish import write_card
+from .pretrained import Pretrained, load_pretrained, model_name
+from .publish import RESULTS_NAME, SETTINGS_NAME, Repository, leave, write_card
 
 AVERAGE_NAME = "average.safetensors"
-SETTINGS_NAME = "training_args.json"
+EXAMPLE_NAME = "example.png"
+EMISSIONS_NAME = "emissions.csv"  # of codecarbon, with --report_to codecarbon
 
 
 class WeightAverage(TrainerCallback):
@@ -129,6 +136,56 @@ class ViTScratchTrainer(Trainer):
         self.average.load(resume_from_checkpoint)
 
 
+class PushEverySave(TrainerCallback):
+    """Push at each save what a run would leave if it ended there, in the background: where it fails, training goes on.
+
+    Args:
+        facts: what all_results.json holds before anything is measured.
+    """
+
+    def __init__(self, trainer: ViTScratchTrainer, repository: Repository, facts: dict):
+        self.trainer, self.repository, self.facts = trainer, repository, facts
+        self.push: Future | None = None
+        disable_progress_bars()  # beside that of the training
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = time.perf_counter()
+        if state.is_world_process_zero:
+            for folder in Path(args.output_dir).glob(".push-*"):  # of a run that was killed
+                shutil.rmtree(folder)
+
+    def on_save(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero or state.global_step >= state.max_steps:  # the run itself pushes its end
+            return
+        if self.push and not self.push.done():
+            if not args.hub_always_push:
+                return
+            wait([self.push])
+        output, step = Path(args.output_dir), f"step {state.global_step} of {state.max_steps}"
+        folder = Path(tempfile.mkdtemp(prefix=".push-", dir=output))
+
+        def done(push: Future):
+            shutil.rmtree(folder)
+            if error := push.exception():
+                print(f"Warning: {step} was not pushed, training goes on: {error}", file=sys.stderr, flush=True)
+
+        self.trainer.save_model(str(folder))
+        for name in (SETTINGS_NAME, EXAMPLE_NAME):
+            if (output / name).exists():
+                shutil.copy(output / name, folder)
+        _write_results(folder, self.trainer, self.facts | self._measured(state, step), output.resolve().name)
+        self.push = self.repository.submit(folder)
+        self.push.add_done_callback(done)
+
+    def _measured(self, state, step: str) -> dict:
+        """What is known so far, by its names in all_results.json."""
+        found = {"unfinished": step, "epoch": state.epoch, "train_runtime": time.perf_counter() - self.start}
+        last = next((row for row in reversed(state.log_history) if "eval_accuracy" in row), {})
+        if last.get("step") == state.global_step:  # or else it is of other weights
+            found |= {f"validation_{key[5:]}": value for key, value in last.items() if key.startswith("eval_")}
+        return found
+
+
 def _check_arguments(run: RunArguments, training: TrainingArguments):
     if training.load_best_model_at_end:
         raise ValueError(
@@ -136,10 +193,10 @@ def _check_arguments(run: RunArguments, training: TrainingArguments):
         )
     if training.save_strategy == SaveStrategy.BEST:
         raise ValueError("save_strategy best picks an epoch by its validation score: use steps or epoch.")
-    if training.push_to_hub:
-        raise ValueError(
-            "push_to_hub would upload before the run is measured: upload the finished output_dir instead."
-        )
+    if training.push_to_hub and training.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+        raise ValueError(f"hub_strategy {training.hub_strategy} uploads optimizer states: use end or every_save.")
+    if training.push_to_hub and not training.hub_model_id:
+        raise ValueError("push_to_hub wants --hub_model_id USER/NAME.")
     if training.bf16_full_eval or training.fp16_full_eval:
         raise ValueError("bf16_full_eval and fp16_full_eval would round the weights: evaluation is in full precision.")
     if not 0 <= run.ema_decay < 1:
@@ -147,19 +204,28 @@ def _check_arguments(run: RunArguments, training: TrainingArguments):
 
 
 def build_config(
-    run: RunArguments, model_arguments, splits: datasets.DatasetDict, training_data: str
+    run: RunArguments,
+    model_arguments,
+    splits: datasets.DatasetDict,
+    training_data: str,
+    pretrained: Pretrained | None = None,
 ) -> ViTScratchConfig:
-    """The config of the named size with the given fields; image size, channels and classes come from the data."""
+    """The config of the named size with the given fields; image size, channels and classes come from the data.
+
+    To fine-tune, size, image size and channels are those of the pre-trained model.
+    """
     fields = {name: value for name, value in vars(model_arguments).items() if value is not None}
     if isinstance(fields.get("image_size"), list) and len(fields["image_size"]) == 1:
         fields["image_size"] = fields["image_size"][0]
+    names = splits["train"].features["label"].names
+    if pretrained is not None:
+        return pretrained.config_for(fields, names, training_data)
     shape = data.image_shape(splits["train"])
     if "image_size" not in fields:
         if shape is None:
             raise ValueError("the images differ in size: give --image_size, or --recipe photos-small for photographs.")
         fields["image_size"] = shape[0] if shape[0] == shape[1] else list(shape[:2])
     fields.setdefault("num_channels", 3 if shape is None else shape[2])
-    names = splits["train"].features["label"].names
     return ViTScratchConfig.from_size(
         run.size,
         **fields,
@@ -169,17 +235,25 @@ def build_config(
     )
 
 
-def build_processor(config: ViTScratchConfig, crop_fraction: float | None = None) -> ViTScratchImageProcessor:
-    """The processor for a config: resize to `image_size`, or resize the shorter side and crop the centre."""
+def build_processor(
+    config: ViTScratchConfig, crop_fraction: float | None = None, pretrained: Pretrained | None = None
+) -> ViTScratchImageProcessor:
+    """The processor for a config: resize to `image_size`, or resize the shorter side and crop the centre.
+
+    To fine-tune, normalization and, unless it is given, `crop_fraction` are those of the pre-trained model.
+    """
     height, width = config.image_height_width
-    size = {"height": height, "width": width}
+    size, others = {"height": height, "width": width}, {"num_channels": config.num_channels}
+    if pretrained is not None:
+        others |= pretrained.preprocessing
+        crop_fraction = pretrained.crop_fraction if crop_fraction is None else crop_fraction
     if crop_fraction is None:
-        return ViTScratchImageProcessor(num_channels=config.num_channels, size=size)
+        return ViTScratchImageProcessor(size=size, **others)
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction must be above 0 and at most 1, got {crop_fraction}.")
     shorter = {"shortest_edge": round(max(height, width) / crop_fraction)}
     return ViTScratchImageProcessor(
-        num_channels=config.num_channels, size=shorter, do_center_crop=True, crop_size=size, default_to_square=False
+        size=shorter, do_center_crop=True, crop_size=size, default_to_square=False, **others
     )
 
 
@@ -226,12 +300,11 @@ def _step_of(checkpoint: str | Path) -> int:
 def _check_resumable(config: ViTScratchConfig, settings: dict, checkpoint: str):
     """Refuse what would go on without a word: a model that fits in part, training images in the validation split."""
     file = Path(checkpoint).parent / SETTINGS_NAME
-    before = json.loads(file.read_text(encoding="utf-8"))["data"] if file.is_file() else {}
-    for name in ("data", "validation_size", "split_seed"):
-        if name in before and before[name] != settings["data"][name]:
-            raise ValueError(
-                f"cannot resume: {checkpoint} has {name} {before[name]!r}, this run {settings['data'][name]!r}."
-            )
+    written = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    before, now = ({**told.get("data", {}), **told.get("run", {})} for told in (written, settings))
+    for name in ("data", "validation_size", "split_seed", "model_name_or_path"):
+        if name in before and before[name] != now[name]:
+            raise ValueError(f"cannot resume: {checkpoint} has {name} {before[name]!r}, this run {now[name]!r}.")
     old, new = ViTScratchConfig.from_pretrained(checkpoint), config
     for name in ViTScratchConfig.__annotations__:
         if getattr(old, name) != getattr(new, name):
@@ -260,13 +333,20 @@ def _check_output_dir(run: RunArguments, training: TrainingArguments, checkpoint
 
 
 def _settings(run, data_arguments, augmentation, training) -> dict:
-    """All that the run was told, without tokens and without the path of the data."""
+    """All that the run was told, without tokens and without paths: it goes to the Hub with the model."""
+    flags = json.loads(training.to_json_string())
+    for name in ("output_dir", "logging_dir", "resume_from_checkpoint"):
+        flags |= {name: Path(flags[name]).name} if flags.get(name) else {}
     return {
-        "run": {**vars(run), "recipe": Path(run.recipe).stem},
+        "run": {**vars(run), "recipe": Path(run.recipe).stem, "model_name_or_path": _base_model(run)},
         "data": {**vars(data_arguments), "data": data.source_name(data_arguments.data)},
         "augmentation": vars(augmentation),
-        "training": json.loads(training.to_json_string()),
+        "training": flags,
     }
+
+
+def _base_model(run: RunArguments) -> str | None:
+    return model_name(run.model_name_or_path) if run.model_name_or_path else None
 
 
 def _write_json(file: Path, content: dict):
@@ -277,7 +357,7 @@ def _remove_old_run(folder: Path):
     """What a new run might not replace, and would then be taken for its own."""
     for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         shutil.rmtree(checkpoint)
-    for name in ("submission.csv", "confusion_matrix.png"):
+    for name in ("submission.csv", "confusion_matrix.png", EXAMPLE_NAME, EMISSIONS_NAME):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -307,6 +387,7 @@ def train(
     """
     state = PartialState()
     _check_arguments(run, training)
+    repository = _repository(training) if training.push_to_hub else None
     set_up_cpu()
     if training.torch_compile and not can_compile():
         training.torch_compile, training.torch_compile_backend = False, None
@@ -315,6 +396,10 @@ def train(
     transformers.logging.disable_progress_bar()  # that of each file that is saved; the Trainer's own stays
     if state.is_main_process and data_arguments.data == SAMPLE:
         print(SAMPLE_NOTICE, flush=True)
+    checkpoint, pretrained = find_checkpoint(training), None
+    if run.model_name_or_path:
+        with state.main_process_first():
+            pretrained = load_pretrained(checkpoint or run.model_name_or_path)
     start = time.perf_counter()
     with state.main_process_first():
         splits = data.load(
@@ -326,21 +411,27 @@ def train(
         )
     load_seconds = time.perf_counter() - start
 
-    config = build_config(run, model_arguments, splits, data.source_name(data_arguments.data))
-    checkpoint = find_checkpoint(training)
+    config = build_config(run, model_arguments, splits, data.source_name(data_arguments.data), pretrained)
     settings = _settings(run, data_arguments, augmentation, training)
     if checkpoint:
         _check_resumable(config, settings, checkpoint)
     _check_output_dir(run, training, checkpoint)
+    if repository and state.is_main_process:
+        repository.check()  # now, and not after hours of training
+    training.push_to_hub = False  # the Trainer would push raw weights, without code, and a card of its own
     if "validation" not in splits:
         training.eval_strategy = IntervalStrategy.NO
 
     if training.data_seed is None:
         training.data_seed = training.seed  # one order of the images for all processes, whose other seeds differ
     transformers.set_seed(training.seed)
-    config._attn_implementation = run.attn_implementation or fastest_attention(config.num_tokens, training.device)
-    model = ViTScratchForImageClassification(config)
-    processor = build_processor(config, data_arguments.crop_fraction)
+    fastest = fastest_attention(config.num_tokens, training.device, training.bf16)
+    config._attn_implementation = run.attn_implementation or fastest
+    model = pretrained.fit(config) if pretrained else ViTScratchForImageClassification(config)
+    processor = build_processor(config, data_arguments.crop_fraction, pretrained)
+    if pretrained and not checkpoint and state.is_main_process:
+        print(pretrained.describe(config), flush=True)
+    del pretrained  # two models would lie in memory
     on_device = build_augmentation(augmentation)
     min_crop_area = augmentation.min_crop_area if augmentation.augmentation == "photos" else None
     trainer = ViTScratchTrainer(
@@ -353,6 +444,18 @@ def train(
         to_pixel_values=PixelValues(processor, on_device),
         ema_decay=run.ema_decay,
     )
+    facts = {
+        "data": data.source_name(data_arguments.data),
+        "recipe": Path(run.recipe).stem,
+        **({"base_model": _base_model(run)} if run.model_name_or_path else {}),
+        "parameters": model.num_parameters(),
+        "train_images": len(splits["train"]),
+        "hardware": describe(training.device, state.num_processes),
+        "resumed_from_step": _step_of(checkpoint) if checkpoint else 0,
+        "load_seconds": round(load_seconds, 3),
+    }
+    if repository and training.hub_strategy == HubStrategy.EVERY_SAVE:
+        trainer.add_callback(PushEverySave(trainer, repository, facts))
     # Same weights in all processes, but each augments its images in its own way.
     transformers.set_seed(training.seed + state.process_index)
     state.wait_for_everyone()  # nobody writes before all have looked
@@ -361,26 +464,37 @@ def train(
             _remove_old_run(Path(training.output_dir))
         Path(training.output_dir).mkdir(parents=True, exist_ok=True)
         _write_json(Path(training.output_dir) / SETTINGS_NAME, settings)
+        if facts["data"] in (SAMPLE, COMPETITION):  # public digits; an image of the user's own is not for a card
+            example = splits["validation" if "validation" in splits else "train"][0]["image"]
+            example.save(Path(training.output_dir) / EXAMPLE_NAME)
     measured = trainer.train(resume_from_checkpoint=checkpoint).metrics
     measured.pop("total_flos", None)  # an estimate for language models, by the number of pixels in place of tokens
-    results = {
-        "data": data.source_name(data_arguments.data),
-        "recipe": Path(run.recipe).stem,
-        "parameters": model.num_parameters(),
-        "train_images": len(splits["train"]),
-        "hardware": describe(training.device, state.num_processes),
-        "resumed_from_step": _step_of(checkpoint) if checkpoint else 0,
-        "load_seconds": round(load_seconds, 3),
-        **measured,
-    }
+    results = {**facts, **measured, **_energy(Path(training.output_dir))}
     trainer.save_model()
     trainer.save_state()
     state.wait_for_everyone()
     results.update(_measure(training, splits))
     if state.is_main_process:
         _write_results(Path(training.output_dir), trainer, results)
+        print(_summary(Path(training.output_dir), results), flush=True)
     state.wait_for_everyone()
+    if repository and state.is_main_process:
+        print(f"Pushed: {repository.upload(training.output_dir)}", flush=True)
     return results
+
+
+def _repository(training: TrainingArguments) -> Repository:
+    return Repository(
+        training.hub_model_id, bool(training.hub_private_repo), training.hub_revision, training.hub_token
+    )
+
+
+def _energy(folder: Path) -> dict:
+    """What codecarbon measured, in kWh, where it was asked to."""
+    if not (folder / EMISSIONS_NAME).exists():
+        return {}
+    with open(folder / EMISSIONS_NAME, newline="", encoding="utf-8") as stream:
+        return {"energy_kwh": float(list(csv.DictReader(stream))[-1]["energy_consumed"])}
 
 
 def _measure(training: TrainingArguments, splits: datasets.DatasetDict) -> dict:
@@ -399,14 +513,13 @@ def _measure(training: TrainingArguments, splits: datasets.DatasetDict) -> dict:
     return results
 
 
-def _write_results(folder: Path, trainer: ViTScratchTrainer, results: dict):
-    _write_json(folder / "all_results.json", results)
+def _write_results(folder: Path, trainer: ViTScratchTrainer, results: dict, name: str | None = None):
+    _write_json(folder / RESULTS_NAME, results)
     plot_curves(trainer.state.log_history, folder / "curves.png")
     if "validation_confusion_matrix" in results:
         names = list(trainer.model.config.id2label.values())
         plot_confusion_matrix(results["validation_confusion_matrix"], names, folder / "confusion_matrix.png")
-    write_card(folder, trainer.model.config, results)
-    print(_summary(folder, results), flush=True)
+    write_card(folder, trainer.model.config, results, name)
 
 
 def _summary(folder: Path, results: dict) -> str:
@@ -430,9 +543,9 @@ def main(argv: list[str] | None = None):
     try:
         train(*parse_arguments(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        print("train.py: stopped. --resume_from_checkpoint true goes on from the last checkpoint.", file=sys.stderr)
-        raise SystemExit(130) from None
+        leave("train.py: stopped. --resume_from_checkpoint true goes on from the last checkpoint.")
     except (ValueError, OSError) as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"train.py: error: {' '.join(str(error).split())}", file=sys.stderr)
+            line = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_...", " ".join(str(error).split()))  # a token that was mistyped
+            print(f"train.py: error: {line}", file=sys.stderr)
         raise SystemExit(2) from error

@@ -272,7 +272,7 @@ def test_every_recipe_of_the_package_can_be_read(recipe):
     run, _, _, model, training = parse_arguments(["--recipe", recipe])
     fields = {name: value for name, value in vars(model).items() if value is not None and name != "image_size"}
     config = ViTScratchConfig.from_size(
-        run.size, **fields, **({"image_size": model.image_size[0]} if model.image_size else {})
+        run.size or "B/16", **fields, **({"image_size": model.image_size[0]} if model.image_size else {})
     )
     assert config.num_hidden_layers > 0
     assert isinstance(training, TrainingArguments)

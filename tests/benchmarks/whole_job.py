@@ -65,7 +65,17 @@ def run_ours(recipe: str, warmup: int, steps: int, folder: str) -> list[float]:
     training.ViTScratchTrainer = TimedTrainer
     # 4,480 rows are 35 whole batches of 128: one shape to compile.
     flags = ["--validation_size", "0.104", "--max_steps", str(warmup + steps), "--eval_strategy", "no"]
-    flags += ["--save_strategy", "no", "--disable_tqdm", "true", "--output_dir", f"{folder}/out"]
+    # A ratio of so short a run would log at every step.
+    flags += [
+        "--logging_steps",
+        "10",
+        "--save_strategy",
+        "no",
+        "--disable_tqdm",
+        "true",
+        "--output_dir",
+        f"{folder}/out",
+    ]
     training.train(*training.parse_arguments(["--recipe", recipe, *flags]))
     return [timer.rate, *bare]
 
