@@ -9,8 +9,8 @@ import sys
 import torch
 
 # On a CPU the plain product trains up to about so many tokens faster than scaled_dot_product_attention, whose backward
-# pass is slow there: in bf16 1.4 times as fast at 257 tokens of width 64, but 0.9 times at 401. In fp32 it is 1.7 times
-# as fast at 50 tokens on a CPU with AVX-512, about as fast on one with AVX2, and past 150 only takes more memory.
+# pass is slow there: at width 64 in bf16 1.4 times as fast at 257 tokens, but 0.9 times at 401. In fp32 (AVX2) it is
+# 1.05 times as fast at 50 tokens, no faster from 100 on, and takes twice the memory at 257.
 _EAGER_TOKENS_ON_CPU = {"bf16": 300, "fp32": 150}
 
 
