@@ -72,15 +72,17 @@ def push(arguments: argparse.Namespace) -> None:
     """Upload what a run left to the Hub, or say what would go."""
     from .publish import Repository, files_to_push
 
+    files = files_to_push(arguments.folder)
+    size = sum(file.stat().st_size for file in files)
     if arguments.dry_run:
-        files = files_to_push(arguments.folder)
         for file in files:
             print(f"{file.stat().st_size:>13,} bytes  {file.name}")
-        print(f"{sum(file.stat().st_size for file in files):>13,} bytes  would go to {arguments.repository}")
+        print(f"{size:>13,} bytes  would go to {arguments.repository}")
         if left := sorted(path.name for path in Path(arguments.folder).iterdir() if path not in files):
             print(f"Not sent: {', '.join(left)}")
         return
     repository = Repository(arguments.repository, arguments.private, arguments.revision)
+    print(f"Pushing {len(files)} files, {size:,} bytes, to {arguments.repository}", flush=True)
     print(f"Pushed: {repository.upload(arguments.folder)}")
 
 

@@ -15,7 +15,7 @@ from huggingface_hub import CommitOperationAdd as Add
 from huggingface_hub import CommitOperationDelete as Delete
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import disable_progress_bars, validate_repo_id
 from safetensors import SafetensorError, safe_open
 
 if TYPE_CHECKING:  # a push need not wait for torch and transformers
@@ -159,6 +159,7 @@ class Repository:
             raise ValueError("the token for the Hub holds spaces or characters that no token has.")
         self.repo_id, self.private, self.revision = repo_id, private, revision
         self.api = HfApi(token=token)
+        disable_progress_bars()  # one that fails is drawn once more at exit, below the error
 
     def check(self) -> None:
         """Make the repository, and find out whether it may be written to. Raises OSError, in one line, if not."""

@@ -17,7 +17,6 @@ import safetensors.torch
 import torch
 import transformers
 from accelerate import PartialState
-from huggingface_hub.utils import disable_progress_bars
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy, SaveStrategy
@@ -146,7 +145,6 @@ class PushEverySave(TrainerCallback):
     def __init__(self, trainer: ViTScratchTrainer, repository: Repository, facts: dict):
         self.trainer, self.repository, self.facts = trainer, repository, facts
         self.push: Future | None = None
-        disable_progress_bars()  # beside that of the training
 
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = time.perf_counter()
@@ -479,6 +477,7 @@ def train(
         print(_summary(Path(training.output_dir), results), flush=True)
     state.wait_for_everyone()
     if repository and state.is_main_process:
+        print(f"Pushing it to {repository.repo_id}", flush=True)
         print(f"Pushed: {repository.upload(training.output_dir)}", flush=True)
     return results
 

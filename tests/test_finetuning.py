@@ -32,7 +32,18 @@ CLASSES = ["blue", "green", "red"]
 LABELS = {"id2label": dict(enumerate(CLASSES)), "label2id": {name: index for index, name in enumerate(CLASSES)}}
 # A run of seconds; two epochs of eight images in batches of four are four steps.
 QUICK = ["--num_train_epochs", "2", "--per_device_train_batch_size", "4", "--dataloader_num_workers", "0"]
-QUICK += ["--use_cpu", "true", "--bf16", "false", "--disable_tqdm", "true"]
+QUICK += [
+    "--eval_steps",
+    "0.5",
+    "--save_steps",
+    "0.5",
+    "--use_cpu",
+    "true",
+    "--bf16",
+    "false",
+    "--disable_tqdm",
+    "true",
+]
 
 
 def randomized(model):

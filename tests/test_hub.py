@@ -84,7 +84,10 @@ def test_what_is_pushed_is_whole_and_twice_makes_no_second_commit(hub, run_folde
 
     first, _ = finish(vit_scratch(environment, "push", run_folder, REPO, "--private"))
     (commit, _) = hub.commits(REPO)
-    assert first == f"Pushed: {hub.endpoint}/{REPO}/commit/{commit.oid}\n" and hub.repositories[REPO].private
+    size = sum((run_folder / name).stat().st_size for name in PUSHED)
+    lines = [f"Pushing {len(PUSHED)} files, {size:,} bytes, to {REPO}"]
+    lines += [f"Pushed: {hub.endpoint}/{REPO}/commit/{commit.oid}"]
+    assert first.splitlines() == lines and hub.repositories[REPO].private
     assert finish(vit_scratch(environment, "push", run_folder, REPO))[0] == first
     assert len(hub.commits(REPO)) == 2  # and the Hub's own
 
@@ -142,7 +145,7 @@ def test_a_folder_that_cannot_go_is_refused_by_name(run_folder, tmp_path, name, 
 # ---- what lands
 
 FRESH = """
-import json, sys
+import json, os, sys
 from pathlib import Path
 import torch
 from huggingface_hub import HfApi, ModelCard
@@ -163,6 +166,7 @@ found["config"] = AutoConfig.from_pretrained(repo, **trusted).model_type
 found["hidden"] = list(AutoModel.from_pretrained(repo, **trusted)(torch.zeros(1, 1, 28, 28)).last_hidden_state.shape)
 found["pipeline"] = pipeline("image-classification", model=repo, **trusted)(image)
 found["old pipeline"] = pipeline("image-classification", model=repo, revision=old, **trusted)(image)
+os.chdir(Path(image).parent)
 (snippet,) = ModelCard.load(repo).text.split("```python")[1:]
 exec(snippet.split("```")[0], {"print": lambda result: found.update(snippet=result)})
 

@@ -1,7 +1,11 @@
 import json
+import shutil
 
 import pytest
 from huggingface_hub import ModelCard
+
+from hf_vit_scratch import ViTScratchConfig
+from hf_vit_scratch.publish import write_card
 
 
 def test_the_card_reads_back_with_the_results_of_the_run(run_folder):
@@ -16,5 +20,45 @@ def test_the_card_reads_back_with_the_results_of_the_run(run_folder):
 
 
 def test_the_card_and_the_results_name_no_path_of_the_machine(run_folder):
-    for name in ("README.md", "all_results.json", "config.json"):
+    for name in ("README.md", "all_results.json", "config.json", "training_args.json"):
         assert str(run_folder.parent) not in (run_folder / name).read_text()
+
+
+def test_the_card_says_what_it_is_made_of_and_leaves_out_what_is_not_known(run_folder, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    config = ViTScratchConfig.from_pretrained(folder)
+    results = json.loads((folder / "all_results.json").read_text())
+
+    def card(**other) -> ModelCard:
+        write_card(folder, config, results | other)
+        return ModelCard.load(folder / "README.md")
+
+    known = card(data="alice/photos", base_model="google/vit", energy_kwh=0.0123)
+    assert known.data.to_dict() | {"model-index": None} == {
+        "license": "apache-2.0",
+        "library_name": "transformers",
+        "pipeline_tag": "image-classification",
+        "tags": ["vision", "vit", "vit_scratch"],
+        "datasets": ["alice/photos"],
+        "metrics": ["accuracy"],
+        "base_model": "google/vit",
+        "widget": [{"src": "example.png", "example_title": "A held-out digit"}],
+        "model-index": None,
+    }
+    for words in ("fine-tuned from [google/vit](https://huggingface.co/google/vit) with", "| energy | 0.0123 kWh |"):
+        assert words in known.text
+    for name in ("example.png", "confusion_matrix.png"):
+        (folder / name).unlink()
+    local = card(base_model="vit-of-mine")
+    assert not {"datasets", "base_model", "widget"} & local.data.to_dict().keys()
+    assert "fine-tuned from `vit-of-mine` with" in local.text and "![curves](curves.png)" in local.text
+    assert not [words for words in ("kWh", "confusion_matrix", "example.png", "Unfinished") if words in local.text]
+    assert card(data="sample").data.datasets == ["ylecun/mnist"]
+    unfinished = card(unfinished="step 3 of 9")
+    assert "after step 3 of 9 of a run that goes on" in unfinished.text and "in fp32" not in unfinished.text
+    unmeasured = {key: value for key, value in results.items() if not key.startswith("validation")}
+    results.clear()
+    assert (
+        "no labelled split" in card(**unmeasured).text
+        and ModelCard.load(folder / "README.md").data.eval_results is None
+    )

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import REPOSITORY, blocks, competition_zip, photo_folder
+from hub_server import Hub
 from PIL import Image
 
 BLOCKS = re.findall(r"^```(bash|python)\n(.*?)^```", (REPOSITORY / "README.md").read_text(), re.DOTALL | re.MULTILINE)
@@ -24,9 +25,12 @@ def commands() -> list[str]:
     return [part for part in parts if not part.startswith(("pip install", "pytest"))]
 
 
-def environment() -> dict[str, str]:
-    scripts = str(Path(sys.executable).parent)
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "PATH": f"{scripts}:{os.environ['PATH']}"}
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Variables for a reader who is logged in as alice, on a Hub on loopback."""
+    with Hub(tmp_path_factory.mktemp("hub")) as hub:
+        scripts = str(Path(sys.executable).parent)
+        yield hub.environment() | {"PYTHONPATH": str(REPOSITORY), "PATH": f"{scripts}:{os.environ['PATH']}"}
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +50,7 @@ def test_the_readme_has_the_two_commands_and_they_install_what_they_run():
     assert 'pip install -e ".[test]" && pytest\n' in text
 
 
-def test_the_commands_of_the_readme_run(folder):
+def test_the_commands_of_the_readme_run(folder, environment):
     assert len(commands()) >= 6
     for command in commands():
         words = shlex.split(command)
@@ -56,16 +60,16 @@ def test_the_commands_of_the_readme_run(folder):
             words = [sys.executable, "-m", "torch.distributed.run", "--standalone", *words[1:], *SHORT]
         else:
             words = [*words, *SHORT]
-        done = subprocess.run(words, cwd=folder, env=environment(), capture_output=True, text=True)
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     assert (folder / "submission.csv").read_bytes() == (folder / "output/digits/submission.csv").read_bytes()
 
 
-def test_the_python_of_the_readme_runs_after_the_commands(folder):
+def test_the_python_of_the_readme_runs_after_the_commands(folder, environment):
     for kind, code in BLOCKS:
         if kind == "python":
             done = subprocess.run(
-                [sys.executable, "-c", code], cwd=folder, env=environment(), capture_output=True, text=True
+                [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True
             )
             assert done.returncode == 0, f"{code}\n{done.stderr}"
     assert (folder / "output/digits-as-vit/model.safetensors").exists()
