@@ -192,7 +192,8 @@ def _check_arguments(run: RunArguments, training: TrainingArguments):
     if training.save_strategy == SaveStrategy.BEST:
         raise ValueError("save_strategy best picks an epoch by its validation score: use steps or epoch.")
     if training.push_to_hub and training.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
-        raise ValueError(f"hub_strategy {training.hub_strategy} uploads optimizer states: use end or every_save.")
+        value = training.hub_strategy.value
+        raise ValueError(f"hub_strategy {value} uploads optimizer states: use end or every_save.")
     if training.push_to_hub and not training.hub_model_id:
         raise ValueError("push_to_hub wants --hub_model_id USER/NAME.")
     if training.bf16_full_eval or training.fp16_full_eval:

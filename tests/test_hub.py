@@ -367,7 +367,7 @@ def test_a_run_pushes_what_is_whole_at_each_save_and_at_its_end(hub, run_folder,
 
     # What may not be pushed is not trained.
     assert "train.py: error: cannot push to alice/late: the token of alice may only read" in errors
-    assert "train.py: error: hub_strategy" in errors and "use end or every_save" in errors
+    assert "train.py: error: hub_strategy checkpoint uploads optimizer states: use end or every_save." in errors
     assert not (tmp_path / "none").exists()
 
     direct = pushed(hub, "alice/direct")

@@ -6,6 +6,7 @@ from huggingface_hub import ModelCard
 
 from hf_vit_scratch import ViTScratchConfig
 from hf_vit_scratch.publish import write_card
+from hf_vit_scratch.training import _energy
 
 
 def test_the_card_reads_back_with_the_results_of_the_run(run_folder):
@@ -62,3 +63,9 @@ def test_the_card_says_what_it_is_made_of_and_leaves_out_what_is_not_known(run_f
         "no labelled split" in card(**unmeasured).text
         and ModelCard.load(folder / "README.md").data.eval_results is None
     )
+
+
+def test_the_energy_is_what_codecarbon_wrote_last(tmp_path):
+    assert _energy(tmp_path) == {}
+    (tmp_path / "emissions.csv").write_text("timestamp,energy_consumed\n2026-01-01,0.5\n2026-01-02,0.25\n")
+    assert _energy(tmp_path) == {"energy_kwh": 0.25}
