@@ -35,12 +35,18 @@ def pushed(hub, repo: str = REPO, revision: str = "main") -> dict[str, bytes]:
     return {name: data for name, data in hub.files(repo, revision).items() if name != ".gitattributes"}
 
 
+def hear_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(environment: dict[str, str], code: str, *arguments, package: bool = True) -> subprocess.Popen:
     """A process with the package, or in which no installed one is found either."""
     code = code if package else f"import sys\nsys.modules['hf_vit_scratch'] = None\n{code}"
     environment = environment | {"PYTHONPATH": str(REPOSITORY) if package else "", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell starts what runs in the background, as these tests may, with Ctrl-C ignored, and children inherit it.
+    return subprocess.Popen(command, env=environment, preexec_fn=hear_ctrl_c, **pipes)
 
 
 def vit_scratch(environment: dict[str, str], *arguments) -> subprocess.Popen:

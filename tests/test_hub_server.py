@@ -47,11 +47,17 @@ def contents(folder: str | Path) -> dict[str, bytes]:
     }
 
 
+def hear_ctrl_c():
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(environment: dict[str, str], function, *arguments) -> subprocess.Popen:
     """A process that runs a function of this file and prints what it returns."""
     call = f"import json, sys\nprint(json.dumps({function.__name__}(*sys.argv[1:])))"
     command = [sys.executable, "-c", f"{inspect.getsource(function)}\n{call}", *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # A shell starts what runs in the background, as these tests may, with Ctrl-C ignored, and children inherit it.
+    return subprocess.Popen(command, env=environment, preexec_fn=hear_ctrl_c, **pipes)
 
 
 def run(environment: dict[str, str], function, *arguments):
