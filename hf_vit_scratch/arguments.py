@@ -51,6 +51,10 @@ class DataArguments:
     label_column: str = _flag("label", "Name of the column with the labels.")
     validation_size: float = _flag(0.1, "Fraction of the training rows held out, where the data has no such split.")
     split_seed: int = _flag(42, "Decides which rows these are.")
+    fold: int | None = _flag(
+        None, "Hold out this part, from 1, of num_folds stratified parts of the training rows, instead of a fraction."
+    )
+    num_folds: int = _flag(5, "With fold: how many parts there are.")
     crop_fraction: float | None = _flag(
         None,
         "Evaluate on the centre crop that is this fraction of the shorter side (photographs: 0.875). "
@@ -70,6 +74,8 @@ class AugmentationArguments:
     shear_degrees: float = _flag(10.0, "digits: largest shear.")
     shift_pixels: float = _flag(2.0, "digits: largest shift along each axis.")
     elastic_pixels: float = _flag(0.8, "digits: standard deviation of the elastic displacement.")
+    mild_fraction: float = _flag(0.0, "digits: this last fraction of the steps has all of these times mild_strength.")
+    mild_strength: float = _flag(0.3, "digits: with mild_fraction.")
     min_crop_area: float = _flag(
         0.35, "photos: smallest part of a picture that is cropped, as a fraction of its area."
     )
@@ -96,6 +102,11 @@ class RunArguments:
     )
     attn_implementation: str | None = _flag(None, "eager, sdpa, flex_attention, ... Default: the fastest here.")
     ema_decay: float = _flag(0.999, "Decay of the moving average of the weights, which is what is evaluated; 0: none.")
+    muon_learning_rate: float | None = _flag(
+        None,
+        "Muon, with this learning rate on AdamW's scale, for the matrices of the blocks; learning_rate is then that "
+        "of everything else. Unset or 0: one optimizer for all.",
+    )
     overwrite_output_dir: bool = _flag(False, "Replace the run that lies in output_dir.")
 
 

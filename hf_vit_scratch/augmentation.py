@@ -27,6 +27,8 @@ class DigitAugmentation(nn.Module):
         shift_pixels (`float`): largest shift along each axis, in pixels.
         elastic_pixels (`float`): standard deviation of the elastic displacement along each axis, in pixels.
         elastic_grid (`int`, defaults to 5): points along each side of the coarse grid.
+
+    `strength`, an attribute, is a factor of all amounts, 1 at first.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class DigitAugmentation(nn.Module):
         elastic_grid: int = 5,
     ):
         super().__init__()
+        self.strength = 1.0
         self.rotation = math.radians(rotation_degrees)
         self.scale = scale_range
         self.shear = math.tan(math.radians(shear_degrees))
@@ -51,7 +54,7 @@ class DigitAugmentation(nn.Module):
         """`(batch_size, num_channels, height, width)` with values from 0, as floats, to the same shape and range."""
         batch, _, height, width = images.shape
         device = images.device
-        uniform = torch.rand(6, batch, device=device) * 2 - 1
+        uniform = (torch.rand(6, batch, device=device) * 2 - 1) * self.strength
         angle, shear = uniform[0] * self.rotation, uniform[1] * self.shear
         scale_x, scale_y = 1 + uniform[2] * self.scale, 1 + uniform[3] * self.scale
         # From a point of the output to the point of the input that it shows: rotation @ shear @ scale, and a shift.
@@ -64,7 +67,7 @@ class DigitAugmentation(nn.Module):
         amounts = torch.stack(x_of + y_of, dim=1).view(batch, 2, 3)
         points = self.elastic_grid if self.elastic_pixels else 0
         if points:
-            pixels = torch.tensor([[2 / width], [2 / height]], device=device) * self.elastic_pixels
+            pixels = torch.tensor([[2 / width], [2 / height]], device=device) * self.elastic_pixels * self.strength
             amounts = torch.cat((amounts, torch.randn(batch, 2, points**2, device=device) * pixels), dim=2)
         grid = (amounts @ _fields(height, width, points, device)).view(batch, 2, height, width).permute(0, 2, 3, 1)
         return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)

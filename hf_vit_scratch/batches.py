@@ -1,5 +1,7 @@
 """From a split of a data set to batches of tensors."""
 
+from collections.abc import Callable
+
 import datasets
 import numpy as np
 import torch
@@ -71,7 +73,11 @@ def keep_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 class PixelValues(nn.Module):
     """What the processor does after its resize and crop, for a batch of uint8 images on any device."""
 
-    def __init__(self, processor: ViTScratchImageProcessor, augmentation: nn.Module | None = None):
+    def __init__(
+        self,
+        processor: ViTScratchImageProcessor,
+        augmentation: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
         super().__init__()
         self.augmentation = augmentation
         self.register_buffer("mean", torch.tensor(processor.image_mean).view(-1, 1, 1), persistent=False)

@@ -1,4 +1,4 @@
-"""`vit-scratch predict | submit | push | export`: what there is to do with a trained model on the command line."""
+"""`vit-scratch predict | submit | evaluate | push | export`: what there is to do with trained models, by command."""
 
 import argparse
 import json
@@ -68,6 +68,14 @@ def submit(arguments: argparse.Namespace) -> None:
     print(f"{len(splits['test']):,} rows written to {output}")
 
 
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Measure the models of a recipe on the rows that were held out from them."""
+    from .evaluation import evaluate, summary
+
+    print(summary(evaluate(arguments.model, arguments.data, arguments.output_dir, arguments.against)))
+    print(f"All of it lies in {arguments.output_dir}")
+
+
 def push(arguments: argparse.Namespace) -> None:
     """Upload what a run left to the Hub, or say what would go."""
     from .publish import Repository, files_to_push
@@ -120,6 +128,27 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--label_column", default="label", help="Default: %(default)s.")
     command.add_argument("--output_file", default="submission.csv", help="Default: %(default)s.")
     command.set_defaults(run=submit)
+
+    command = commands.add_parser(
+        "evaluate", help="measure the models of a recipe on their held-out rows", allow_abbrev=False
+    )
+    command.add_argument(
+        "--model",
+        required=True,
+        nargs="+",
+        help="Output folders of runs of one recipe, which differ in --fold (or other held-out rows) and --seed.",
+    )
+    command.add_argument("--data", required=True, help="What they were trained on.")
+    command.add_argument(
+        "--against", nargs="+", metavar="MODEL", help="Runs of another recipe on the same rows, in the same order."
+    )
+    command.add_argument(
+        "--output_dir",
+        required=True,
+        metavar="DIR",
+        help="A new folder; or that of a model of the recipe, whose card then gets the figures.",
+    )
+    command.set_defaults(run=evaluate)
 
     command = commands.add_parser("push", help="upload a model to the Hub", allow_abbrev=False)
     command.add_argument("folder", metavar="DIR", help="Output folder of a run. It is only read.")

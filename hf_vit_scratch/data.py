@@ -23,7 +23,7 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 from datasets.fingerprint import Hasher
-from sklearn.model_selection import train_test_split
+from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from .competition import (
     COMPETITION,
@@ -58,6 +58,8 @@ def load(
     label_column: str = "label",
     validation_size: float = 0.1,
     seed: int = 42,
+    fold: int | None = None,
+    num_folds: int = 5,
     cache_dir: str | os.PathLike | None = None,
 ) -> datasets.DatasetDict:
     """Load images and labels.
@@ -71,6 +73,8 @@ def load(
         validation_size: fraction of the training rows that becomes the validation split, drawn stratified by
             label, where the source has no validation split of its own. With 0 there is no validation split.
         seed: decides which rows these are; the same seed takes the same rows.
+        fold: hold out this part, counted from 1, of `num_folds` equal parts that are stratified by label and have no
+            row in common, instead of a fraction: each row of train is held out by exactly one of them.
         cache_dir: where the cache is kept; by default where `datasets` keeps it (`HF_DATASETS_CACHE`).
 
     Returns:
@@ -97,7 +101,11 @@ def load(
         loaded = _load_with_datasets(source, cache_dir)
         splits = _encode_labels(_select_columns(loaded, source, image_column, label_column), source)
         splits = {name: _prepare_images(splits[name], f"{source}, split {name}", cache_dir) for name in splits}
-    if "validation" not in splits and validation_size > 0:
+    if fold is not None:
+        if "validation" in splits:
+            raise DataError(f"{source} has a validation split of its own, so fold {fold} cannot be held out.")
+        splits["train"], splits["validation"] = _stratified_fold(splits["train"], fold, num_folds, seed)
+    elif "validation" not in splits and validation_size > 0:
         splits["train"], splits["validation"] = _stratified_split(splits["train"], validation_size, seed)
     return datasets.DatasetDict({name: splits[name] for name in SPLIT_NAMES if name in splits})
 
@@ -150,6 +158,11 @@ def label_array(dataset: datasets.Dataset) -> np.ndarray | None:
         return None
     labels = dataset.data.column("label").to_numpy()
     return labels if dataset._indices is None else labels[dataset._indices.column(0).to_numpy()]
+
+
+def row_numbers(dataset: datasets.Dataset) -> np.ndarray:
+    """Which rows of the source's split these are, from 0, `(num_images,)`."""
+    return np.arange(len(dataset)) if dataset._indices is None else dataset._indices.column(0).to_numpy()
 
 
 def _pixel_views(dataset: datasets.Dataset) -> list[np.ndarray] | None:
@@ -377,3 +390,18 @@ def _stratified_split(train: datasets.Dataset, size: float, seed: int) -> tuple[
     # The `train_test_split` of `datasets` writes its indices beside the data, which may be the user's folder.
     kept, drawn = train_test_split(np.arange(len(train)), test_size=size, stratify=labels, random_state=seed)
     return train.select(kept, keep_in_memory=True), train.select(drawn, keep_in_memory=True)
+
+
+def _stratified_fold(
+    train: datasets.Dataset, fold: int, num_folds: int, seed: int
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    names, labels = train.features["label"].names, label_array(train)
+    if num_folds < 2 or not 1 <= fold <= num_folds:
+        raise DataError(f"fold is one of 1 to num_folds, which is at least 2; got fold {fold} of {num_folds}.")
+    counts = np.bincount(labels, minlength=len(names))
+    if (rare := (counts > 0) & (counts < num_folds)).any():
+        name, count = names[int(np.argmax(rare))], counts[rare][0]
+        raise DataError(f"Class {name!r} has {count} images: {num_folds} folds need as many of each class.")
+    folds = StratifiedKFold(num_folds, shuffle=True, random_state=seed).split(labels, labels)
+    kept, held_out = list(folds)[fold - 1]
+    return train.select(kept, keep_in_memory=True), train.select(held_out, keep_in_memory=True)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -55,18 +56,24 @@ def predict_logits(
     processor: ViTScratchImageProcessor,
     split: datasets.Dataset,
     batch_size: int = 500,
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    description: str = "Predicting",
 ) -> torch.Tensor:
     """Logits `(num_images, num_labels)` in the order of the split, in the model's precision, on the CPU.
 
+    `change` is done to each batch before it is normalized: `(batch_size, num_channels, height, width)`, 0 to 1.
     In a launch of several processes each takes a part, every image is counted once, and all get the whole.
     """
-    images, to_pixel_values = ImageBatches(split, processor), PixelValues(processor).to(model.device)
+    images, to_pixel_values = ImageBatches(split, processor), PixelValues(processor, change).to(model.device)
     state = PartialState()
     with state.split_between_processes(list(range(len(images)))) as rows:
-        starts = tqdm(range(0, len(rows), batch_size), desc="Predicting", disable=not state.is_main_process)
+        starts = tqdm(range(0, len(rows), batch_size), desc=description, disable=not state.is_main_process)
         parts = [
             model(
-                to_pixel_values(images.__getitems__(rows[start : start + batch_size])["pixel_values"].to(model.device))
+                to_pixel_values(
+                    images.__getitems__(rows[start : start + batch_size])["pixel_values"].to(model.device),
+                    augment=True,
+                )
             )
             .logits.float()
             .cpu()

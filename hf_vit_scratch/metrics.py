@@ -1,8 +1,10 @@
-"""Metrics of a classifier, through `evaluate` and without the network."""
+"""Metrics of a classifier, through `evaluate` and without the network, and the statistics of comparing two."""
 
 import datasets
 import evaluate
 import numpy as np
+from scipy import stats
+from scipy.special import log_softmax
 from sklearn import metrics
 
 
@@ -57,3 +59,40 @@ def _calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: in
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
     gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
     return float(np.abs(gaps).sum() / len(confidence))
+
+
+def binomial_interval(errors: int, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact (Clopper-Pearson) interval of an error rate, as fractions."""
+    interval = stats.binomtest(errors, num_images).proportion_ci(confidence, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def compare(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, num_resamples: int = 2000) -> dict:
+    """Two classifiers on the same images, paired: ours minus theirs, so that below 0 is better.
+
+    Args:
+        ours, theirs: logits `(num_images, num_classes)`, in the same order as labels `(num_images,)`.
+        num_resamples: of the images, for the bootstrap, with a seed of its own.
+
+    Returns:
+        `only_ours_wrong`, `only_theirs_wrong` and `mcnemar_p`, the exact two-sided McNemar test of the two counts;
+        `nll_difference`, the mean of the differences of -log p(label) in nats, and `nll_interval`, its 95% bootstrap
+        interval.
+    """
+    rows = np.arange(len(labels))
+    wrong, losses = zip(
+        *((logits.argmax(axis=1) != labels, -log_softmax(logits, axis=1)[rows, labels]) for logits in (ours, theirs)),
+        strict=True,
+    )
+    only_ours, only_theirs = int((wrong[0] & ~wrong[1]).sum()), int((wrong[1] & ~wrong[0]).sum())
+    discordant = only_ours + only_theirs
+    difference = losses[0] - losses[1]
+    random = np.random.default_rng(0)
+    means = [difference[random.integers(0, len(rows), len(rows))].mean() for _ in range(num_resamples)]
+    return {
+        "only_ours_wrong": only_ours,
+        "only_theirs_wrong": only_theirs,
+        "mcnemar_p": float(stats.binomtest(only_ours, discordant).pvalue) if discordant else 1.0,
+        "nll_difference": float(difference.mean()),
+        "nll_interval": [float(bound) for bound in np.percentile(means, [2.5, 97.5])],
+    }

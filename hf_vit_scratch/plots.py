@@ -5,6 +5,8 @@ import os
 import matplotlib
 import numpy as np
 
+from .corruption import UNITS
+
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402 - the backend without a screen has to be chosen first
 
@@ -44,4 +46,35 @@ def plot_confusion_matrix(matrix: list[list[int]], names: list[str], file: str |
         axes.set_xticks(range(len(names)), names, rotation=90 if max(map(len, names)) > 2 else 0)
         axes.set_yticks(range(len(names)), names)
     figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def plot_robustness(evaluations: list[dict], file: str | os.PathLike) -> None:
+    """Error rate against the strength of each corruption, a line for each recipe, from what `evaluate` measured."""
+    kinds = list(evaluations[0]["robustness"])
+    figure, panels = plt.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3.4), sharey=True, layout="constrained")
+    for panel, kind in zip(panels, kinds, strict=True):
+        for evaluation in evaluations:
+            points = [{"strength": 0, **evaluation}, *evaluation["robustness"][kind]]
+            rates = [100 * point["error_rate"] for point in points]
+            panel.plot([point["strength"] for point in points], rates, marker="o", label=evaluation["recipe"])
+        panel.set(title=kind, xlabel=UNITS[kind], yscale="log")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("wrong (%)")
+    panels[-1].legend()
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def plot_images(images: list[np.ndarray], titles: list[str], file: str | os.PathLike, columns: int = 10) -> None:
+    """Small uint8 images `(height, width, channels)` in rows, each under its title."""
+    rows = max(1, -(-len(images) // columns))
+    figure, cells = plt.subplots(rows, columns, figsize=(1.1 * columns, 1.45 * rows), squeeze=False)
+    for cell in cells.flat:
+        cell.axis("off")
+    for cell, image, title in zip(cells.flat, images, titles, strict=False):
+        cell.imshow(image, cmap="gray", vmin=0, vmax=255)
+        cell.set_title(title, fontsize=6)
+    figure.tight_layout(pad=0.4)
+    figure.savefig(file, dpi=100)
     plt.close(figure)

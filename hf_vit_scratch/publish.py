@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # a push need not wait for torch and transformers
 
 RESULTS_NAME = "all_results.json"
 SETTINGS_NAME = "training_args.json"
+EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT = "evaluation.json", "robustness.png", "wrong.png"
 # A wheel carries the template inside of the package; a clone has it in model_cards/.
 _TEMPLATES = (
     resources.files(__package__) / "model_card_template.md",
@@ -32,7 +33,7 @@ _CODE = tuple(f"{room}_vit_scratch.py" for room in ("configuration", "modeling",
 _NEEDED = ("config.json", "preprocessor_config.json", *_CODE)
 _INDEX = "model.safetensors.index.json"
 _WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", _INDEX)
-_PUSHED = (*_NEEDED, *_WEIGHTS, "README.md", RESULTS_NAME, SETTINGS_NAME, "*.png")
+_PUSHED = (*_NEEDED, *_WEIGHTS, "README.md", RESULTS_NAME, SETTINGS_NAME, EVALUATION_NAME, "*.png")
 _PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 _BUSY = (None, 429, 500, 502, 503, 504)
 _WAITS = (1, 2, 4)  # seconds before each new try
@@ -51,18 +52,24 @@ def saw_sample(config: "ViTScratchConfig") -> bool:
 def write_card(folder: Path, config: "ViTScratchConfig", results: dict, name: str | None = None) -> None:
     """Write README.md into an output folder, which has its training_args.json and its plots already.
 
+    Where it has an evaluation.json, the figures of the card are those of the models in it, of the same recipe.
+
     Args:
         results: what is in all_results.json; its `validation_...` and `test_...` metrics become the `model-index`.
             With `unfinished`, "step 40 of 400", it is the card of a run that goes on; `base_model` is what was
             fine-tuned.
         name: of the model. Default: the folder's.
     """
+    from .corruption import UNITS
+
     keys = ("num_images", "errors", "accuracy", "macro_f1", "negative_log_likelihood", "calibration_error")
     splits = [split for split in ("validation", "test") if f"{split}_accuracy" in results]
     measured = [{"split": split, **{key: results[f"{split}_{key}"] for key in keys}} for split in splits]
     name, labels, data = name or folder.resolve().name, list(config.id2label.values()), results["data"]
     base, (height, width) = results.get("base_model", ""), config.image_height_width
-    has_example = (folder / "example.png").exists()
+    has_example, evaluation = (folder / "example.png").exists(), None
+    if (folder / EVALUATION_NAME).exists():
+        evaluation = json.loads((folder / EVALUATION_NAME).read_text(encoding="utf-8"))
     card = ModelCard.from_template(
         ModelCardData(
             license="apache-2.0",
@@ -74,7 +81,9 @@ def write_card(folder: Path, config: "ViTScratchConfig", results: dict, name: st
             base_model=base if "/" in base else None,
             metrics=["accuracy"],
             model_name=name,
-            eval_results=[_eval_result(data, row) for row in measured] or None,
+            eval_results=[_eval_result(data, row) for row in ([] if evaluation else measured)]
+            + ([_eval_result(data, {"split": "train", **evaluation})] if evaluation else [])
+            or None,
             **({"widget": [{"src": "example.png", "example_title": "A held-out digit"}]} if has_example else {}),
         ),
         template_str=next(file for file in _TEMPLATES if file.is_file()).read_text(encoding="utf-8"),
@@ -88,6 +97,8 @@ def write_card(folder: Path, config: "ViTScratchConfig", results: dict, name: st
         saw_sample=saw_sample(config),
         results=results,
         measured=measured,
+        evaluation=evaluation,
+        units=UNITS,
         settings=json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8")),
         plots=[plot for plot in ("curves.png", "confusion_matrix.png") if (folder / plot).exists()],
         has_example=has_example,

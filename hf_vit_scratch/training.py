@@ -31,6 +31,7 @@ from .device import can_compile, describe, fastest_attention, set_up_cpu
 from .image_processing_vit_scratch import ViTScratchImageProcessor
 from .inference import load_model, predict_logits, write_submission
 from .modeling_vit_scratch import ViTScratchForImageClassification
+from .optimizer import WithMuon
 from .plots import plot_confusion_matrix, plot_curves
 from .pretrained import Pretrained, load_pretrained, model_name
 from .publish import RESULTS_NAME, SETTINGS_NAME, Repository, leave, write_card
@@ -80,15 +81,40 @@ class WeightAverage(TrainerCallback):
             self.average[name].copy_(tensor)
 
 
+class MildEnd(TrainerCallback):
+    """Weaken the augmentation for the last part of a run, so that it ends on images like those it is asked about.
+
+    Args:
+        augmentation: its `strength` is set.
+        fraction: of the run's steps, at its end.
+        strength: of the augmentation there, a factor.
+    """
+
+    def __init__(self, augmentation: DigitAugmentation, fraction: float, strength: float):
+        self.augmentation, self.fraction, self.strength = augmentation, fraction, strength
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        at_the_end = state.global_step >= (1 - self.fraction) * state.max_steps
+        self.augmentation.strength = self.strength if at_the_end else 1.0
+
+
 class ViTScratchTrainer(Trainer):
-    """The Trainer, with batches that are augmented on the device and an average of the weights.
+    """The Trainer, with batches that are augmented on the device, an average of the weights, and Muon where asked for.
 
     A checkpoint to resume from holds raw weights and average side by side; evaluation, prediction and the final
     `save_model` use the average.
     """
 
-    def __init__(self, *args, to_pixel_values: PixelValues, ema_decay: float = 0.0, **kwargs):
+    def __init__(
+        self,
+        *args,
+        to_pixel_values: PixelValues,
+        ema_decay: float = 0.0,
+        muon_learning_rate: float | None = None,
+        **kwargs,
+    ):
         super().__init__(*args, data_collator=keep_batch, **kwargs)
+        self.muon_learning_rate = muon_learning_rate
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError("the average of the weights needs all of them on each device: no FSDP, no DeepSpeed.")
         self.to_pixel_values = to_pixel_values.to(self.args.device)
@@ -101,6 +127,13 @@ class ViTScratchTrainer(Trainer):
             (name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))
         )
         return [f"{name}.weight" for name, _ in layers]
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.muon_learning_rate:
+            others = super().create_optimizer(model)
+            blocks = self.model.vit.layers
+            self.optimizer = WithMuon(blocks, others, self.muon_learning_rate, self.args.weight_decay)
+        return super().create_optimizer(model)
 
     def training_step(self, model, inputs, *args, **kwargs):
         return super().training_step(model, self._with_pixel_values(inputs, augment=True), *args, **kwargs)
@@ -200,6 +233,8 @@ def _check_arguments(run: RunArguments, training: TrainingArguments):
         raise ValueError("bf16_full_eval and fp16_full_eval would round the weights: evaluation is in full precision.")
     if not 0 <= run.ema_decay < 1:
         raise ValueError(f"ema_decay must be at least 0 and below 1, got {run.ema_decay}.")
+    if run.muon_learning_rate is not None and not run.muon_learning_rate >= 0:
+        raise ValueError(f"muon_learning_rate must be at least 0, got {run.muon_learning_rate}.")
 
 
 def build_config(
@@ -261,6 +296,8 @@ def build_augmentation(arguments: AugmentationArguments) -> nn.Module | None:
     if arguments.augmentation == "none":
         return None
     if arguments.augmentation == "digits":
+        if not 0 <= arguments.mild_fraction <= 1:
+            raise ValueError(f"mild_fraction must be from 0 to 1, got {arguments.mild_fraction}.")
         return DigitAugmentation(
             arguments.rotation_degrees,
             arguments.scale_range,
@@ -301,7 +338,7 @@ def _check_resumable(config: ViTScratchConfig, settings: dict, checkpoint: str):
     file = Path(checkpoint).parent / SETTINGS_NAME
     written = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     before, now = ({**told.get("data", {}), **told.get("run", {})} for told in (written, settings))
-    for name in ("data", "validation_size", "split_seed", "model_name_or_path"):
+    for name in ("data", "validation_size", "split_seed", "fold", "num_folds", "model_name_or_path"):
         if name in before and before[name] != now[name]:
             raise ValueError(f"cannot resume: {checkpoint} has {name} {before[name]!r}, this run {now[name]!r}.")
     old, new = ViTScratchConfig.from_pretrained(checkpoint), config
@@ -407,6 +444,8 @@ def train(
             label_column=data_arguments.label_column,
             validation_size=data_arguments.validation_size,
             seed=data_arguments.split_seed,
+            fold=data_arguments.fold,
+            num_folds=data_arguments.num_folds,
         )
     load_seconds = time.perf_counter() - start
 
@@ -442,7 +481,10 @@ def train(
         compute_metrics=_metrics_during_training,
         to_pixel_values=PixelValues(processor, on_device),
         ema_decay=run.ema_decay,
+        muon_learning_rate=run.muon_learning_rate,
     )
+    if isinstance(on_device, DigitAugmentation) and augmentation.mild_fraction:
+        trainer.add_callback(MildEnd(on_device, augmentation.mild_fraction, augmentation.mild_strength))
     facts = {
         "data": data.source_name(data_arguments.data),
         "recipe": Path(run.recipe).stem,

@@ -1,0 +1,54 @@
+"""Fixed amounts of what goes wrong with pictures of digits, to ask how far a model can be trusted beyond its data."""
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+# Three strengths of each kind, and what they are measured in.
+STRENGTHS = {"rotation": (10, 20, 30), "shift": (2, 4, 6), "noise": (0.1, 0.2, 0.4), "blur": (0.5, 1.0, 1.5)}
+UNITS = {"rotation": "degrees", "shift": "pixels", "noise": "of black to white", "blur": "pixels"}
+SIDES = ((0, 1), (0, -1), (1, 0), (-1, 0))  # one pixel to the right, left, down and up, as (rows, columns)
+
+
+def corrupt(images: torch.Tensor, kind: str, strength: float, generator: torch.Generator) -> torch.Tensor:
+    """Change each image by the same amount, in a direction of its own.
+
+    Args:
+        images: `(batch_size, num_channels, height, width)`, floats from 0 to 1, on the CPU.
+        kind: a key of `STRENGTHS`: `rotation` by plus or minus `strength` degrees; `shift` by `strength` whole pixels
+            to one of the four sides; Gaussian `noise` of this standard deviation, clipped to 0 to 1; Gaussian `blur`
+            of this standard deviation in pixels.
+        generator: draws directions and noise.
+
+    Returns:
+        the same shape and range; what comes in from outside is black (0).
+    """
+    batch, _, height, width = images.shape
+    if kind == "noise":
+        return (images + strength * torch.randn(images.shape, generator=generator)).clamp(0, 1)
+    if kind == "blur":
+        return _blur(images, strength)
+    if kind == "shift":
+        shifted = torch.stack([shift(images, strength * rows, strength * columns) for rows, columns in SIDES])
+        return shifted[torch.randint(4, (batch,), generator=generator), torch.arange(batch)]
+    angle = (torch.randint(2, (batch,), generator=generator) * 2 - 1) * math.radians(strength)
+    cos, sin, none = angle.cos(), angle.sin(), torch.zeros(batch)
+    # affine_grid's coordinates run from -1 to 1 along each side, whatever its length.
+    theta = torch.stack((cos, -sin * height / width, none, sin * width / height, cos, none), dim=1).view(batch, 2, 3)
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def shift(images: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """Move images `(batch_size, num_channels, height, width)` down and to the right by whole pixels, black behind."""
+    return F.pad(images, (columns, -columns, rows, -rows))
+
+
+def _blur(images: torch.Tensor, std: float) -> torch.Tensor:
+    reach = math.ceil(3 * std)
+    weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / std) ** 2)
+    weights = (weights / weights.sum()).view(1, 1, -1, 1)
+    single = images.flatten(0, 1)[:, None]  # (B, C, height, width) -> (B * C, 1, height, width)
+    single = F.conv2d(F.conv2d(single, weights, padding=(reach, 0)), weights.mT, padding=(0, reach))
+    return single.view_as(images)

@@ -1,0 +1,294 @@
+"""The models of one recipe, each asked about the rows that were held out from it, and measured together."""
+
+import json
+import shlex
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.special import log_softmax, softmax
+
+from . import data
+from .configuration_vit_scratch import ViTScratchConfig
+from .corruption import SIDES, STRENGTHS, corrupt, shift
+from .device import best_device, describe
+from .inference import load_model, predict_logits
+from .metrics import ClassifierMetrics, binomial_interval, compare
+from .plots import plot_images, plot_robustness
+from .publish import EVALUATION_NAME, RESULTS_NAME, ROBUSTNESS_PLOT, SETTINGS_NAME, WRONG_PLOT, write_card
+
+# What makes runs one recipe: all that they were told, but for the rows held out, the seed and how they were watched.
+_OF_A_RUN = (
+    *("data", "fold", "num_folds", "validation_size", "split_seed"),
+    *("overwrite_output_dir", "attn_implementation"),
+)
+_TRAINING = (
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("weight_decay", "warmup_steps", "lr_scheduler_type", "label_smoothing_factor", "max_grad_norm", "optim"),
+)
+
+
+@dataclass
+class Run:
+    """A finished run: its folder, what it was told, what it measured, and its config."""
+
+    folder: str
+    settings: dict
+    results: dict
+    config: ViTScratchConfig
+
+    @property
+    def recipe(self) -> dict:
+        """All that runs of one recipe have in common, by name."""
+        told = {**self.settings["run"], **self.settings["data"], **self.settings["augmentation"]}
+        told |= {name: self.settings["training"].get(name) for name in _TRAINING}
+        told |= {name: getattr(self.config, name) for name in ViTScratchConfig.__annotations__}
+        return {name: value for name, value in told.items() if name not in _OF_A_RUN}
+
+
+@dataclass
+class Answers:
+    """What a model says of the rows held out from it: logits `(num_images, num_labels)`, whole and changed."""
+
+    run: Run
+    rows: np.ndarray
+    images: np.ndarray | None
+    labels: np.ndarray
+    logits: np.ndarray
+    averaged: np.ndarray
+    corrupted: dict[str, list[np.ndarray]]
+
+
+def evaluate(models: list[str], source: str, output_dir: str, against: list[str] | None = None) -> dict:
+    """Measure the models of one recipe on the rows held out from each; write evaluation.json and two pictures.
+
+    Errors are pooled over the models, with their binomial interval; beside them stand negative log-likelihood,
+    test-time augmentation, robustness, the rows that all models agree against, and a paired comparison with the models
+    of another recipe. Where `output_dir` is itself a model of the recipe, its card is written anew with all this.
+
+    Args:
+        models: output folders of runs on `source` that differ in held-out rows and seed alone.
+        source: the data they were trained on, as for [`data.load`].
+        against: output folders of another recipe's runs, alike among themselves, compared where rows are shared.
+
+    Returns: what is in evaluation.json.
+
+    Raises: ValueError, in one line, where a folder is no run on this data, or the runs are not of one recipe.
+    """
+    output = Path(output_dir)
+    groups = [[_read_run(folder, source) for folder in folders] for folders in (models, against or [])]
+    released = (output / "config.json").is_file()
+    for runs in (groups[0] + [_read_run(output_dir, source)] * released, groups[1]):
+        for run in runs[1:]:
+            _check_same_recipe(run, runs[0])
+    elsewhere = not released and output.exists()
+    if elsewhere and not (output.is_dir() and {path.name for path in output.iterdir()} <= _WRITTEN):
+        raise ValueError(f"--output_dir {output} is neither new nor the folder of a model.")
+    ours, theirs = ([_ask(run, source) for run in runs] for runs in groups)
+    evaluation = {
+        "command": shlex.join(
+            ["vit-scratch", "evaluate", "--model", *_names(models), "--data", Path(source).name]
+            + (["--against", *_names(against)] if against else [])
+            + ["--output_dir", output.resolve().name]
+        ),
+        "hardware": describe(best_device()),
+        **_measure(ours),
+        "against": {**_measure(theirs), **_paired(ours, theirs)} if theirs else None,
+        "agreed_against": _agreed_against(ours + theirs),
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    (output / EVALUATION_NAME).write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
+    plot_robustness([part for part in (evaluation, evaluation["against"]) if part], output / ROBUSTNESS_PLOT)
+    _plot_wrong(ours, output / WRONG_PLOT)
+    if released:
+        results = json.loads((output / RESULTS_NAME).read_text(encoding="utf-8"))
+        write_card(output, ViTScratchConfig.from_pretrained(output), results)
+    return evaluation
+
+
+def summary(evaluation: dict) -> str:
+    """A few lines of it, for a person."""
+    lines = []
+    for part in (evaluation, evaluation["against"]):
+        if part:
+            low, high = (100 * bound for bound in part["interval"])
+            views = part["test_time_augmentation"]
+            lines.append(
+                f"{part['recipe']}: {part['errors']} wrong of {part['num_images']:,}, {100 * part['error_rate']:.3f}% "
+                f"(95% interval {low:.3f} to {high:.3f}%), negative log-likelihood "
+                f"{part['negative_log_likelihood']:.4f}; averaged over shifted views {views['errors']} wrong"
+            )
+    if paired := (evaluation["against"] or {}).get("paired"):
+        low, high = paired["nll_interval"]
+        lines.append(
+            f"paired on {paired['num_images']:,} rows: only the first wrong {paired['only_ours_wrong']}, only the "
+            f"second {paired['only_theirs_wrong']} (McNemar p = {paired['mcnemar_p']:.2g}); negative log-likelihood "
+            f"{paired['nll_difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+        )
+    return "\n".join(lines)
+
+
+_WRITTEN = {EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT}
+
+
+def _names(folders: list[str]) -> list[str]:
+    return [Path(folder).resolve().name for folder in folders]
+
+
+def _read_run(folder: str, source: str) -> Run:
+    try:
+        settings, results = (
+            json.loads((Path(folder) / name).read_text(encoding="utf-8")) for name in (SETTINGS_NAME, RESULTS_NAME)
+        )
+        run = Run(folder, settings, results, ViTScratchConfig.from_pretrained(folder))
+        trained_on = settings["data"]["data"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder} is not the output folder of a finished run: {error}") from error
+    if trained_on != data.source_name(source):
+        raise ValueError(
+            f"{folder} was trained on {trained_on}, so it cannot be asked about {data.source_name(source)}."
+        )
+    return run
+
+
+def _check_same_recipe(run: Run, other: Run) -> None:
+    for name, value in run.recipe.items():
+        if value != other.recipe.get(name):
+            difference = f"{name} is {value!r} in the one, {other.recipe.get(name)!r} in the other"
+            raise ValueError(f"{run.folder} and {other.folder} are not of one recipe: {difference}.")
+
+
+def _ask(run: Run, source: str) -> Answers:
+    told = run.settings["data"]
+    names = ("image_column", "label_column", "validation_size", "fold", "num_folds")
+    splits = data.load(source, seed=told["split_seed"], **{name: told[name] for name in names})
+    if "validation" not in splits:
+        raise ValueError(f"{run.folder} was trained on all rows: there are none to ask it about.")
+    split, (model, processor) = splits["validation"], load_model(run.folder)
+
+    def logits(what: str, change=None) -> np.ndarray:
+        description = f"{Path(run.folder).name}, {what}"
+        return predict_logits(model, processor, split, change=change, description=description).numpy()
+
+    as_they_are = logits("as they are")
+    views = [as_they_are, *(logits("shifted by a pixel", partial(shift, rows=r, columns=c)) for r, c in SIDES)]
+    return Answers(
+        run,
+        data.row_numbers(split),
+        data.pixel_array(split),
+        data.label_array(split),
+        as_they_are,
+        np.log(np.mean([softmax(view, axis=1) for view in views], axis=0)),
+        {
+            kind: [logits(f"{kind} {strength}", _corruption(kind, strength)) for strength in strengths]
+            for kind, strengths in STRENGTHS.items()
+        },
+    )
+
+
+def _corruption(kind: str, strength: float):
+    generator = torch.Generator().manual_seed(0)  # the same directions and noise for all models
+    return lambda images: corrupt(images.cpu(), kind, strength, generator).to(images.device)
+
+
+def _measure(answers: list[Answers]) -> dict:
+    """What is known of a recipe, from all its models together."""
+    labels = np.concatenate([part.labels for part in answers])
+    rows = np.concatenate([part.rows for part in answers])
+    # Rows that several models were asked about, with other seeds, count once in the interval.
+    distinct = len(np.unique(rows))
+
+    def rate(logits: list[np.ndarray]) -> dict:
+        wrong = int((np.concatenate(logits).argmax(axis=1) != labels).sum())
+        low, high = binomial_interval(round(wrong * distinct / len(rows)), distinct)
+        return {"errors": wrong, "error_rate": wrong / len(rows), "interval": [low, high]}
+
+    metrics = ClassifierMetrics().compute(
+        predictions=softmax(np.concatenate([part.logits for part in answers]), axis=1), references=labels
+    )
+    rates = [float((part.logits.argmax(axis=1) != part.labels).mean()) for part in answers]
+    return {
+        "recipe": answers[0].run.settings["run"]["recipe"],
+        "parameters": answers[0].run.results["parameters"],
+        "num_images": len(rows),
+        "distinct_images": distinct,
+        **rate([part.logits for part in answers]),
+        "error_rate_std": float(np.std(rates, ddof=1)) if len(rates) > 1 else None,
+        "accuracy": metrics["accuracy"],
+        "macro_f1": metrics["macro_f1"],
+        "negative_log_likelihood": metrics["negative_log_likelihood"],
+        "calibration_error": metrics["calibration_error"],
+        "confusion_matrix": metrics["confusion_matrix"],
+        "models": [
+            {
+                "name": Path(part.run.folder).resolve().name,
+                "fold": part.run.settings["data"]["fold"],
+                "seed": part.run.settings["training"]["seed"],
+                "num_images": len(part.labels),
+                "errors": int((part.logits.argmax(axis=1) != part.labels).sum()),
+                "negative_log_likelihood": float(_losses(part).mean()),
+                "train_runtime": part.run.results["train_runtime"],
+                "hardware": part.run.results["hardware"],
+            }
+            for part in answers
+        ],
+        "test_time_augmentation": rate([part.averaged for part in answers]),
+        "robustness": {
+            kind: [
+                {"strength": strength, **rate([part.corrupted[kind][index] for part in answers])}
+                for index, strength in enumerate(strengths)
+            ]
+            for kind, strengths in STRENGTHS.items()
+        },
+    }
+
+
+def _losses(answers: Answers) -> np.ndarray:
+    return -log_softmax(answers.logits, axis=1)[np.arange(len(answers.labels)), answers.labels]
+
+
+def _paired(ours: list[Answers], theirs: list[Answers]) -> dict:
+    """[`compare`] on the rows that a model of each was asked about: first with first, second with second."""
+    pairs = [(one, other) for one, other in zip(ours, theirs, strict=False) if np.array_equal(one.rows, other.rows)]
+    if not pairs:
+        return {"paired": None}
+    one, other = (np.concatenate([pair[index].logits for pair in pairs]) for index in (0, 1))
+    labels = np.concatenate([pair[0].labels for pair in pairs])
+    return {"paired": {"num_images": len(labels), **compare(one, other, labels)}}
+
+
+def _agreed_against(answers: list[Answers], least: float = 0.5) -> list[dict]:
+    """Rows that each model, of all that were asked, gives one other class with a probability above `least`.
+
+    The surest first; a label that is wrong would look so.
+    """
+    said: dict[int, list] = {}
+    for part in answers:
+        probabilities = softmax(part.logits, axis=1)
+        for row, label, p in zip(part.rows.tolist(), part.labels.tolist(), probabilities, strict=True):
+            said.setdefault(row, []).append((label, int(p.argmax()), float(p.max())))
+    names = list(answers[0].run.config.id2label.values())
+    found = []
+    for row, votes in said.items():
+        (label, predicted, _), sure = votes[0], min(p for *_, p in votes)
+        if predicted != label and {vote[1] for vote in votes} == {predicted} and sure > least:
+            labels = {"label": names[label], "predicted": names[predicted]}
+            found.append({"row": row + 1, **labels, "models": len(votes), "least_probability": sure})
+    return sorted(found, key=lambda entry: (-entry["models"], -entry["least_probability"]))
+
+
+def _plot_wrong(answers: list[Answers], file: Path, most: int = 120) -> None:
+    """The images that were classified wrongly, the surest mistakes first."""
+    mistakes = []
+    for part in answers:
+        if part.images is None:
+            continue
+        names, probabilities = list(part.run.config.id2label.values()), softmax(part.logits, axis=1)
+        for index in np.flatnonzero(part.logits.argmax(axis=1) != part.labels):
+            p, predicted = probabilities[index].max(), probabilities[index].argmax()
+            title = f"row {part.rows[index] + 1}\n{names[part.labels[index]]} → {names[predicted]} {p:.2f}"
+            mistakes.append((p, title, part.images[index]))
+    mistakes.sort(key=lambda mistake: -mistake[0])
+    plot_images([image for *_, image in mistakes[:most]], [title for _, title, _ in mistakes[:most]], file)
