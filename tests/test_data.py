@@ -11,9 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from sklearn.model_selection import StratifiedKFold
 
 from hf_vit_scratch import competition as competition_room
-from hf_vit_scratch.data import DataError, image_shape, load, pixel_array, source_name
+from hf_vit_scratch.data import DataError, image_shape, load, pixel_array, row_numbers, source_name
 
 PIXELS = [f"pixel{i}" for i in range(784)]
 
@@ -572,6 +573,20 @@ def test_hub_conventions_for_a_test_split_without_labels(tmp_path, cache):
 def test_a_source_that_does_not_exist(source, said, cache):
     message = failure(source, cache)
     assert message.startswith(source) and said in message
+
+
+def test_folds_are_scikit_learns_and_each_row_is_held_out_once(tmp_path, cache):
+    train, _ = competition(tmp_path / "digits", rows=200)
+    labels = train["label"].to_numpy()
+    expected = [held for _, held in StratifiedKFold(5, shuffle=True, random_state=1).split(labels, labels)]
+    for fold in range(1, 6):
+        splits = load(tmp_path / "digits", cache_dir=cache, seed=1, fold=fold)
+        np.testing.assert_array_equal(row_numbers(splits["validation"]), expected[fold - 1])
+        assert set(row_numbers(splits["train"])) == set(range(200)) - set(expected[fold - 1].tolist())
+        assert splits["validation"]["label"][:] == labels[expected[fold - 1]].tolist()
+    for fold, num_folds in ((0, 5), (6, 5), (1, 1)):
+        assert f"got fold {fold} of {num_folds}" in failure(tmp_path / "digits", cache, fold=fold, num_folds=num_folds)
+    assert "30 folds need as many" in failure(tmp_path / "digits", cache, fold=1, num_folds=30)
 
 
 def test_a_class_too_small_to_split(tmp_path, cache):

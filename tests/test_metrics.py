@@ -3,8 +3,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
-from hf_vit_scratch.metrics import ClassifierMetrics
+from hf_vit_scratch.metrics import ClassifierMetrics, binomial_interval, compare
 
 
 def compute(probabilities, labels):
@@ -40,3 +41,30 @@ def test_a_class_that_is_absent_has_no_recall_and_the_results_are_json():
 
 def test_a_probability_of_zero_gives_a_finite_likelihood():
     assert math.isfinite(compute([[1.0, 0.0]], [1])["negative_log_likelihood"])
+
+
+def test_the_interval_of_no_errors_has_a_closed_form():
+    """(1 - p)^n = 2.5% at its upper end."""
+    assert binomial_interval(0, 200) == pytest.approx((0, 1 - 0.025 ** (1 / 200)))
+    low, high = binomial_interval(60, 200)
+    assert 0.23 < low < 0.3 < high < 0.37
+
+
+def test_comparing_counts_what_only_one_gets_wrong():
+    """Ours is wrong on the first row, theirs on the last five: McNemar's p is 2 (1 + 6) / 2^6."""
+    labels = np.zeros(20, dtype=int)
+    ours, theirs = np.tile([2.0, 0.0], (20, 1)), np.tile([1.0, 0.0], (20, 1))
+    ours[0], theirs[-5:] = [0.0, 1.0], [0.0, 2.0]
+    found = compare(ours, theirs, labels)
+    assert (found["only_ours_wrong"], found["only_theirs_wrong"]) == (1, 5)
+    assert found["mcnemar_p"] == pytest.approx(2 * (1 + 6) / 2**6)
+    losses = [torch.nn.functional.cross_entropy(*map(torch.from_numpy, (logits, labels))) for logits in (ours, theirs)]
+    assert found["nll_difference"] == pytest.approx(float(losses[0] - losses[1]))
+    low, high = found["nll_interval"]
+    assert low < found["nll_difference"] < high < 0
+
+
+def test_alike_classifiers_do_not_differ():
+    logits = np.random.default_rng(0).normal(size=(30, 4))
+    found = compare(logits, logits, np.arange(30) % 4)
+    assert (found["mcnemar_p"], found["nll_difference"], found["nll_interval"]) == (1.0, 0.0, [0.0, 0.0])

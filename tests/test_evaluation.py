@@ -1,0 +1,198 @@
+"""Three small runs of one recipe on three folds, two of another, and what `vit-scratch evaluate` says of them."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, blocks, competition_zip
+from huggingface_hub import ModelCard
+from PIL import Image
+from sklearn.model_selection import StratifiedKFold
+from test_cli import refused
+from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+from hf_vit_scratch import training
+from hf_vit_scratch.cli import main
+from hf_vit_scratch.evaluation import SIDES, _agreed_against
+
+FOLDS = (3, 4, 5)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """digits.zip, fold-3 to fold-5, other-3 and other-4 (half as wide), and whole, of the first recipe."""
+    folder = tmp_path_factory.mktemp("runs")
+    competition_zip(folder / "digits.zip")
+    common = ["--data", str(folder / "digits.zip"), *TINY, "--learning_rate", "1e-2", "--num_train_epochs", "6"]
+    common += ["--augmentation", "digits", "--mild_fraction", "0.5", "--eval_strategy", "no", "--save_strategy", "no"]
+    for fold in FOLDS:
+        told = ["--fold", str(fold), "--seed", str(fold)]
+        training.main([*common, *told, "--output_dir", str(folder / f"fold-{fold}")])
+        if fold < 5:
+            training.main([*common, *told, "--hidden_size", "8", "--output_dir", str(folder / f"other-{fold}")])
+    training.main([*common, "--validation_size", "0", "--output_dir", str(folder / "whole")])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def evaluation(runs) -> dict:
+    """Written into the folder of the model that was trained on all rows."""
+    evaluate(runs, FOLDS, "whole", against=(3, 4))
+    return json.loads((runs / "whole" / "evaluation.json").read_text())
+
+
+def arguments(runs, folds, output, against=()) -> list[str]:
+    given = [
+        "evaluate",
+        "--model",
+        *(str(runs / f"fold-{fold}") for fold in folds),
+        "--data",
+        str(runs / "digits.zip"),
+    ]
+    given += ["--against", *(str(runs / f"other-{fold}") for fold in against)] if against else []
+    return [*given, "--output_dir", str(runs / output)]
+
+
+def evaluate(runs, folds, output, against=()):
+    main(arguments(runs, folds, output, against))
+
+
+def held_out(fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows, images and labels of a fold, by scikit-learn from what the zip was made of."""
+    labels = np.arange(200) % 10
+    rows = [held for _, held in StratifiedKFold(5, shuffle=True, random_state=42).split(labels, labels)][fold - 1]
+    return rows, blocks(labels, seed=1)[rows], labels[rows]
+
+
+def logits(folder, images: np.ndarray) -> torch.Tensor:
+    """Image by image, through transformers' classes."""
+    model, processor = (auto.from_pretrained(folder) for auto in (AutoModelForImageClassification, AutoImageProcessor))
+    with torch.inference_mode():
+        return model(**processor([Image.fromarray(image) for image in images], return_tensors="pt")).logits
+
+
+def test_errors_are_those_of_each_model_on_the_rows_that_it_never_saw(runs, evaluation):
+    errors, losses = [], []
+    for fold in FOLDS:
+        _, images, labels = held_out(fold)
+        said, labels = logits(runs / f"fold-{fold}", images), torch.from_numpy(labels)
+        errors.append(int((said.argmax(dim=1) != labels).sum()))
+        losses.append(float(torch.nn.functional.cross_entropy(said, labels)))
+    assert 0 < sum(errors) < 90  # neither perfect nor chance, or this would say little
+    assert [model["errors"] for model in evaluation["models"]] == errors
+    assert [model["negative_log_likelihood"] for model in evaluation["models"]] == pytest.approx(losses, abs=1e-5)
+    assert (evaluation["errors"], evaluation["num_images"]) == (sum(errors), 120)
+    assert evaluation["negative_log_likelihood"] == pytest.approx(np.mean(losses), abs=1e-5)
+    assert evaluation["interval"][0] < sum(errors) / 120 < evaluation["interval"][1]
+    assert evaluation["error_rate_std"] == pytest.approx(np.std(np.array(errors) / 40, ddof=1))
+    assert [(model["fold"], model["seed"]) for model in evaluation["models"]] == [(fold, fold) for fold in FOLDS]
+
+
+def test_views_are_the_image_and_its_shifts_by_a_pixel(runs, evaluation):
+    errors = 0
+    for fold in FOLDS:
+        _, images, labels = held_out(fold)
+        views = [images]
+        for rows, columns in SIDES:
+            moved = np.zeros_like(images)
+            moved[:, max(rows, 0) : 28 + min(rows, 0), max(columns, 0) : 28 + min(columns, 0)] = images[
+                :, max(-rows, 0) : 28 + min(-rows, 0), max(-columns, 0) : 28 + min(-columns, 0)
+            ]
+            views.append(moved)
+        mean = sum(logits(runs / f"fold-{fold}", view).softmax(dim=1) for view in views)
+        errors += int((mean.argmax(dim=1) != torch.from_numpy(labels)).sum())
+    assert evaluation["test_time_augmentation"]["errors"] == errors
+
+
+def test_the_other_recipe_is_compared_on_the_rows_that_both_held_out(runs, evaluation):
+    ours, theirs = [], []
+    for fold in (3, 4):
+        _, images, labels = held_out(fold)
+        for folder, wrong in ((f"fold-{fold}", ours), (f"other-{fold}", theirs)):
+            wrong.extend((logits(runs / folder, images).argmax(dim=1).numpy() != labels).tolist())
+    ours, theirs = np.array(ours), np.array(theirs)
+    paired = evaluation["against"]["paired"]
+    assert paired["num_images"] == 80
+    assert paired["only_ours_wrong"] == (ours & ~theirs).sum()
+    assert paired["only_theirs_wrong"] == (theirs & ~ours).sum()
+
+
+def test_rows_are_named_where_all_models_agree_against_the_label(runs, evaluation):
+    for entry in evaluation["agreed_against"]:
+        (fold,) = [fold for fold in FOLDS if entry["row"] - 1 in held_out(fold)[0]]
+        rows, images, labels = held_out(fold)
+        index = rows.tolist().index(entry["row"] - 1)
+        folders = [runs / f"fold-{fold}", *([runs / f"other-{fold}"] if fold < 5 else [])]
+        said = [logits(folder, images[[index]]).softmax(dim=1)[0] for folder in folders]
+        assert int(entry["label"]) == labels[index] != int(entry["predicted"])
+        assert {int(one.argmax()) for one in said} == {int(entry["predicted"])}
+        assert entry["models"] == len(folders)
+        assert entry["least_probability"] == pytest.approx(min(float(one.max()) for one in said), abs=1e-5)
+
+
+def test_robustness_falls_with_the_strength_of_noise(evaluation):
+    rates = [evaluation["error_rate"], *(point["error_rate"] for point in evaluation["robustness"]["noise"])]
+    assert rates[-1] > rates[0]
+    assert [len(points) for points in evaluation["robustness"].values()] == [3, 3, 3, 3]
+
+
+def test_the_card_of_the_model_trained_on_all_rows_has_the_figures(runs, evaluation):
+    card = ModelCard.load(runs / "whole" / "README.md")
+    (result,) = card.data.eval_results
+    assert result.metric_value == pytest.approx(1 - evaluation["errors"] / 120)
+    assert f"| {evaluation['errors']} | 120 |" in card.text
+    assert "trained on all 200 labelled rows" in card.text
+    assert evaluation["command"] in card.text and str(runs) not in card.text
+    for name in ("robustness.png", "wrong.png"):
+        assert f"]({name})" in card.text
+        with Image.open(runs / "whole" / name) as picture:
+            assert picture.width > 500
+
+
+def test_a_new_folder_gets_the_evaluation_alone_and_may_be_written_again(runs, capsys):
+    for _ in range(2):
+        evaluate(runs, (3,), "alone")
+        assert "wrong of 40" in capsys.readouterr().out
+    assert {path.name for path in (runs / "alone").iterdir()} == {"evaluation.json", "robustness.png", "wrong.png"}
+    found = json.loads((runs / "alone" / "evaluation.json").read_text())
+    assert found["against"] is None and found["error_rate_std"] is None
+
+
+def test_what_does_not_belong_together_is_refused_and_nothing_is_written(runs, tmp_path, capsys):
+    def said(*argv) -> str:
+        return refused(capsys, *argv)
+
+    one, other, whole = (str(runs / name) for name in ("fold-3", "other-4", "whole"))
+    to, zipped = ["--output_dir", str(tmp_path / "new")], ["--data", str(runs / "digits.zip")]
+    assert "not of one recipe: hidden_size is 8 in the one, 16 in the other" in said(
+        "evaluate", "--model", one, other, *zipped, *to
+    )
+    assert "was trained on all rows" in said("evaluate", "--model", whole, *zipped, *to)
+    assert "trained on digit-recognizer, but --data is sample" in said(
+        "evaluate", "--model", one, "--data", "sample", *to
+    )
+    assert "not the output folder of a finished run" in said("evaluate", "--model", str(tmp_path), *zipped, *to)
+    assert not (tmp_path / "new").exists()
+    shutil.copytree(runs / "other-4", tmp_path / "released")
+    before = (tmp_path / "released" / "README.md").read_bytes()
+    assert "not of one recipe" in said("evaluate", "--model", one, *zipped, "--output_dir", str(tmp_path / "released"))
+    assert (tmp_path / "released" / "README.md").read_bytes() == before
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    mine = ["--output_dir", str(tmp_path / "mine")]
+    assert "neither new nor the folder of a model" in said("evaluate", "--model", one, *zipped, *mine)
+
+
+def test_one_model_that_disagrees_spares_a_row():
+    class Part:
+        rows, labels = np.array([4, 9]), np.array([0, 1])
+
+        def __init__(self, *said):
+            self.logits = np.array([[5.0, 0.0] if label == 0 else [0.0, 5.0] for label in said])
+            config = type("Config", (), {"id2label": {0: "zero", 1: "one"}})
+            self.run = type("Run", (), {"config": config})
+
+    (found,) = _agreed_against([Part(1, 0), Part(1, 1)])
+    assert (found["row"], found["label"], found["predicted"], found["models"]) == (5, "zero", "one", 2)
