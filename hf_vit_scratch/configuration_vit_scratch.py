@@ -16,7 +16,7 @@ _TABLE = {
     "L/16": (24, 1024, 4096, 16, 16),
     "H/14": (32, 1280, 5120, 16, 14),
     "digits-tiny": (6, 64, 256, 4, 4),
-    "digits-small": (8, 96, 384, 4, 4),
+    "digits-small": (7, 96, 384, 3, 4),
     "digits-base": (9, 192, 768, 6, 4),
 }
 _DIGITS = {"image_size": 28, "num_channels": 1, "initializer_range": 0.0}
@@ -60,6 +60,7 @@ class ViTScratchConfig(PretrainedConfig):
         stem (`"patch"` or `"conv"`, defaults to `"patch"`): a linear projection of each patch (equation 1), or the
             paper's hybrid (section 3.1), a small CNN of 3x3 convolutions that halve the image down to one position
             a patch; it needs a `patch_size` that is a power of 2.
+        stem_depth (`int`, defaults to 1): 3x3 convolutions for each halving of the `"conv"` stem.
         drop_path_rate (`float`, defaults to 0.0): stochastic depth (arXiv 1603.09382) of the last block; the rate
             rises linearly from 0 at the first.
         training_data (`list[str]`, defaults to `None`): names of the data sets that the weights have seen.
@@ -86,6 +87,7 @@ class ViTScratchConfig(PretrainedConfig):
     position_embedding: str = "learned"
     pooling: str = "cls"
     stem: str = "patch"
+    stem_depth: int = 1
     drop_path_rate: float = 0.0
     training_data: list[str] | None = None
 
@@ -127,9 +129,7 @@ class ViTScratchConfig(PretrainedConfig):
     @property
     def image_height_width(self) -> tuple[int, int]:
         """`image_size` as (height, width), in pixels."""
-        if isinstance(self.image_size, int):
-            return self.image_size, self.image_size
-        return tuple(self.image_size)
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
 
     @property
     def grid_size(self) -> tuple[int, int]:
@@ -178,6 +178,8 @@ class ViTScratchConfig(PretrainedConfig):
             raise ValueError(f"'sincos2d' positions need a hidden_size that 4 divides, got {self.hidden_size}.")
         if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
             raise ValueError(f"stem 'conv' needs a patch_size that is a power of 2, got {self.patch_size}.")
+        if self.stem != "conv" and self.stem_depth != 1:
+            raise ValueError(f"stem_depth is of the stem 'conv': stem {self.stem!r} has 1, got {self.stem_depth}.")
 
 
 ViTScratchConfig.register_for_auto_class()

@@ -28,8 +28,9 @@ class ViTScratchConvStem(nn.Sequential):
     """The hybrid of section 3.1: a CNN whose feature map is the input sequence, one position for each patch.
 
     3x3 convolutions of stride 2 halve the image `log2(patch_size)` times while the channels double up to
-    `hidden_size`; each is followed by GroupNorm, as in the paper's ResNets, and the activation. The last layer is
-    the projection E of equation 1, with patches of 1x1. `(B, C, height, width)` -> `(B, D, rows, columns)`.
+    `hidden_size`, each after `stem_depth - 1` of stride 1 and half its channels. All are followed by GroupNorm, as in
+    the paper's ResNets, and the activation. The last layer is the projection E of equation 1, with patches of 1x1.
+    `(B, C, height, width)` -> `(B, D, rows, columns)`.
     """
 
     def __init__(self, config: ViTScratchConfig):
@@ -37,10 +38,10 @@ class ViTScratchConvStem(nn.Sequential):
         halvings = int(math.log2(config.patch_size))
         for step in range(halvings):
             width = max(8, config.hidden_size >> (halvings - 1 - step))
-            layers.append(nn.Conv2d(channels, width, kernel_size=3, stride=2, padding=1, bias=False))
-            layers.append(nn.GroupNorm(1, width, eps=config.layer_norm_eps))
-            layers.append(ACT2FN[config.hidden_act])
-            channels = width
+            for out, stride in [(width // 2, 1)] * (config.stem_depth - 1) + [(width, 2)]:
+                convolution = nn.Conv2d(channels, out, kernel_size=3, stride=stride, padding=1, bias=False)
+                layers += [convolution, nn.GroupNorm(1, out, config.layer_norm_eps), ACT2FN[config.hidden_act]]
+                channels = out
         super().__init__(*layers, nn.Conv2d(channels, config.hidden_size, kernel_size=1))
 
 
@@ -258,8 +259,7 @@ class ViTScratchModel(ViTScratchPreTrainedModel):
     def __init__(self, config: ViTScratchConfig):
         super().__init__(config)
         self.embeddings = ViTScratchEmbeddings(config)
-        depth = config.num_hidden_layers
-        rates = [config.drop_path_rate * index / max(1, depth - 1) for index in range(depth)]
+        rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
         self.layers = nn.ModuleList([ViTScratchLayer(config, rate) for rate in rates])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
@@ -289,8 +289,7 @@ class ViTScratchModel(ViTScratchPreTrainedModel):
         Raises:
             ValueError: where the images have another size or number of channels than the config says.
         """
-        pixel_values = pixel_values.to(self.dtype)
-        hidden_states = self.embeddings(pixel_values, interpolate_pos_encoding)
+        hidden_states = self.embeddings(pixel_values.to(self.dtype), interpolate_pos_encoding)
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, **kwargs)
         num_outputs = 1 if only_pooler_output and self.config.pooling == "cls" else None

@@ -63,6 +63,7 @@ def refusal(function, *args, **kwargs) -> str:
         ({"hidden_size": 18, "num_attention_heads": 2, "position_embedding": "sincos2d"}, ["sincos2d", "4", "18"]),
         ({"image_size": 12, "patch_size": 6, "stem": "conv"}, ["conv", "patch_size", "6"]),
         ({"patch_size": 1, "stem": "conv"}, ["conv", "patch_size", "1"]),
+        ({"stem_depth": 2}, ["stem_depth", "'patch'", "2"]),
         ({"drop_path_rate": 1.0}, ["drop_path_rate", "1.0"]),
         ({"hidden_dropout_prob": -0.1}, ["hidden_dropout_prob", "-0.1"]),
         ({"attention_probs_dropout_prob": "0.1"}, ["attention_probs_dropout_prob", "'0.1'"]),

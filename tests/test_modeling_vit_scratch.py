@@ -309,6 +309,21 @@ def test_sincos2d_positions_are_the_closed_form(pooling):
         torch.testing.assert_close(added, expected.expand_as(added), rtol=1e-5, atol=1e-5)
 
 
+def test_a_deeper_stem_has_convolutions_of_stride_1_before_each_halving():
+    """Against the same layers written out, 1 -> 8, 16 at half, 16 -> 32 at a quarter of the size."""
+    model = make_model(image_size=[16, 24], patch_size=4, num_channels=1, hidden_size=32, stem="conv", stem_depth=2)
+    written_out, channels = [], 1
+    for out, stride in ((8, 1), (16, 2), (16, 1), (32, 2)):
+        convolution = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        written_out += [convolution, nn.GroupNorm(1, out, eps=model.config.layer_norm_eps), nn.GELU()]
+        channels = out
+    written_out = nn.Sequential(*written_out, nn.Conv2d(32, 32, 1))
+    stem, pixels = model.vit.embeddings.patch_embeddings, torch.randn(2, 1, 16, 24)
+    written_out.load_state_dict(stem.state_dict())
+    assert stem(pixels).shape == (2, 32, 4, 6)
+    torch.testing.assert_close(stem(pixels), written_out(pixels))
+
+
 def test_the_conv_stem_is_a_pyramid_down_to_the_grid_of_patches():
     model = make_model(image_size=[16, 24], patch_size=8, num_channels=1, hidden_size=32, stem="conv")
     stem = model.vit.embeddings.patch_embeddings
