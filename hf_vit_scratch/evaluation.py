@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from scipy.special import log_softmax, softmax
+from tqdm.auto import tqdm
 
 from . import data
 from .configuration_vit_scratch import ViTScratchConfig
@@ -80,13 +82,16 @@ def evaluate(models: list[str], source: str, output_dir: str, against: list[str]
     output = Path(output_dir)
     groups = [[_read_run(folder, source) for folder in folders] for folders in (models, against or [])]
     released = (output / "config.json").is_file()
-    for runs in (groups[0] + [_read_run(output_dir, source)] * released, groups[1]):
+    alike = [*groups[0], *([_read_run(output_dir, source)] if released else [])]
+    for runs in (alike, groups[1]):
         for run in runs[1:]:
             _check_same_recipe(run, runs[0])
     elsewhere = not released and output.exists()
     if elsewhere and not (output.is_dir() and {path.name for path in output.iterdir()} <= _WRITTEN):
         raise ValueError(f"--output_dir {output} is neither new nor the folder of a model.")
-    ours, theirs = ([_ask(run, source) for run in runs] for runs in groups)
+    passes = 1 + len(SIDES) + sum(map(len, STRENGTHS.values()))
+    with tqdm(total=passes * sum(map(len, groups)), desc="Asking the models") as progress:
+        ours, theirs = ([_ask(run, source, progress) for run in runs] for runs in groups)
     evaluation = {
         "command": shlex.join(
             ["vit-scratch", "evaluate", "--model", *_names(models), "--data", Path(source).name]
@@ -147,9 +152,7 @@ def _read_run(folder: str, source: str) -> Run:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} is not the output folder of a finished run: {error}") from error
     if trained_on != data.source_name(source):
-        raise ValueError(
-            f"{folder} was trained on {trained_on}, so it cannot be asked about {data.source_name(source)}."
-        )
+        raise ValueError(f"{folder} was trained on {trained_on}, but --data is {data.source_name(source)}.")
     return run
 
 
@@ -160,7 +163,7 @@ def _check_same_recipe(run: Run, other: Run) -> None:
             raise ValueError(f"{run.folder} and {other.folder} are not of one recipe: {difference}.")
 
 
-def _ask(run: Run, source: str) -> Answers:
+def _ask(run: Run, source: str, progress: tqdm) -> Answers:
     told = run.settings["data"]
     names = ("image_column", "label_column", "validation_size", "fold", "num_folds")
     splits = data.load(source, seed=told["split_seed"], **{name: told[name] for name in names})
@@ -168,12 +171,13 @@ def _ask(run: Run, source: str) -> Answers:
         raise ValueError(f"{run.folder} was trained on all rows: there are none to ask it about.")
     split, (model, processor) = splits["validation"], load_model(run.folder)
 
-    def logits(what: str, change=None) -> np.ndarray:
-        description = f"{Path(run.folder).name}, {what}"
-        return predict_logits(model, processor, split, change=change, description=description).numpy()
+    def logits(change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> np.ndarray:
+        found = predict_logits(model, processor, split, change=change, show_progress=False).numpy()
+        progress.update()
+        return found
 
-    as_they_are = logits("as they are")
-    views = [as_they_are, *(logits("shifted by a pixel", partial(shift, rows=r, columns=c)) for r, c in SIDES)]
+    as_they_are = logits()
+    views = [as_they_are, *(logits(partial(shift, rows=rows, columns=columns)) for rows, columns in SIDES)]
     return Answers(
         run,
         data.row_numbers(split),
@@ -182,7 +186,7 @@ def _ask(run: Run, source: str) -> Answers:
         as_they_are,
         np.log(np.mean([softmax(view, axis=1) for view in views], axis=0)),
         {
-            kind: [logits(f"{kind} {strength}", _corruption(kind, strength)) for strength in strengths]
+            kind: [logits(_corruption(kind, strength)) for strength in strengths]
             for kind, strengths in STRENGTHS.items()
         },
     )

@@ -57,7 +57,7 @@ def predict_logits(
     split: datasets.Dataset,
     batch_size: int = 500,
     change: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    description: str = "Predicting",
+    show_progress: bool = True,
 ) -> torch.Tensor:
     """Logits `(num_images, num_labels)` in the order of the split, in the model's precision, on the CPU.
 
@@ -67,7 +67,9 @@ def predict_logits(
     images, to_pixel_values = ImageBatches(split, processor), PixelValues(processor, change).to(model.device)
     state = PartialState()
     with state.split_between_processes(list(range(len(images)))) as rows:
-        starts = tqdm(range(0, len(rows), batch_size), desc=description, disable=not state.is_main_process)
+        starts = tqdm(
+            range(0, len(rows), batch_size), desc="Predicting", disable=not (show_progress and state.is_main_process)
+        )
         parts = [
             model(
                 to_pixel_values(

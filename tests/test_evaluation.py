@@ -25,7 +25,7 @@ def runs(tmp_path_factory):
     """digits.zip, fold-3 to fold-5, other-3 and other-4 (half as wide), and whole, of the first recipe."""
     folder = tmp_path_factory.mktemp("runs")
     competition_zip(folder / "digits.zip")
-    common = ["--data", str(folder / "digits.zip"), *TINY, "--learning_rate", "1e-2", "--num_train_epochs", "6"]
+    common = ["--data", str(folder / "digits.zip"), *TINY, "--learning_rate", "1e-2", "--num_train_epochs", "16"]
     common += ["--augmentation", "digits", "--mild_fraction", "0.5", "--eval_strategy", "no", "--save_strategy", "no"]
     for fold in FOLDS:
         told = ["--fold", str(fold), "--seed", str(fold)]
