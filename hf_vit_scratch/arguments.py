@@ -140,6 +140,15 @@ ModelArguments = dataclasses.make_dataclass(
 )
 
 
+@dataclasses.dataclass
+class _SizeArguments:
+    """What `vit-scratch size` is asked about, beside the fields of the config."""
+
+    size: str | None = _flag(None, f"A named size: {', '.join(SIZES)}. Default: that of the recipe, or digits-tiny.")
+    recipe: str | None = _flag(None, "Name of a recipe of the package, or path of a YAML file.")
+    num_labels: int | None = _flag(None, "Number of classes. Default: 10 for the digits sizes, 1000 for others.")
+
+
 class _Parser(HfArgumentParser):
     def error(self, message: str):
         raise ValueError(message)  # argparse would print the usage of two hundred flags before it
@@ -183,6 +192,28 @@ def parse_arguments(argv: list[str]):
     if not run.model_name_or_path:
         run.size = run.size or "digits-tiny"
     return arguments
+
+
+def parse_size(argv: list[str]) -> ViTScratchConfig:
+    """The config that `--size`, `--recipe` and the fields of the config on a command line describe.
+
+    A field wins over the recipe, and the recipe over the named size. Unless `--num_labels` says otherwise there are 10
+    classes for the digits sizes and 1000 for the others, as in the papers.
+
+    Raises: ValueError, in one line, for what [`parse_arguments`] and [`ViTScratchConfig`] refuse.
+    """
+    parser = _Parser((_SizeArguments, ModelArguments), allow_abbrev=False, prog="vit-scratch size")
+    known, _ = _Parser(_SizeArguments, add_help=False, allow_abbrev=False).parse_known_args(argv)
+    told = read_recipe(known.recipe) if known.recipe else {}
+    flags = {action.dest for action in parser._actions} - {"recipe", "help"}
+    told = {name: value for name, value in told.items() if name in flags}
+    run, model = parser.parse_args_into_dataclasses([*_as_flags(told), *argv], look_for_args_file=False)
+    fields = {name: value for name, value in vars(model).items() if value is not None}
+    if len(fields.get("image_size", ())) == 1:
+        (fields["image_size"],) = fields["image_size"]
+    size = run.size or "digits-tiny"
+    labels = run.num_labels or (10 if size.startswith("digits") else 1000)
+    return ViTScratchConfig.from_size(size, **fields, num_labels=labels)
 
 
 def _default_recipe(data: str, model_name_or_path: str | None) -> str:

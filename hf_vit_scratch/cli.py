@@ -1,4 +1,4 @@
-"""`vit-scratch predict | submit | evaluate | push | export`: what there is to do with trained models, by command."""
+"""`vit-scratch predict | submit | evaluate | size | push | export`: all that is not training, by command."""
 
 import argparse
 import json
@@ -76,6 +76,26 @@ def evaluate(arguments: argparse.Namespace) -> None:
     print(f"All of it lies in {arguments.output_dir}")
 
 
+def size(arguments: argparse.Namespace) -> None:
+    """What a size costs, by part; nothing is trained."""
+    from .arguments import parse_size
+    from .cost import activation_bytes, cost
+
+    if arguments.batch_size < 1:
+        raise ValueError(f"--batch_size must be at least 1, got {arguments.batch_size}.")
+    config = parse_size(arguments.fields)
+    found, kept = cost(config), activation_bytes(config, arguments.batch_size)
+    print(f"{'':12} {'parameters':>13} {'MFLOP an image':>15} {'share':>6}")
+    for part, parameters in found.parameters.items():
+        line = f"{part:12} {parameters:13,}"
+        if flops := found.flops.get(part):
+            line += f" {flops / 1e6:15,.2f} {flops / found.total_flops:6.1%}"
+        print(line)
+    print(f"{'all':12} {found.total_parameters:13,} {found.total_flops / 1e6:15,.2f}")
+    print(f"{found.tokens} tokens of width {config.hidden_size}; a training step takes about three times the FLOPs")
+    print(f"{kept / 2**20:,.0f} MiB of activations for a batch of {arguments.batch_size} in fp32")
+
+
 def push(arguments: argparse.Namespace) -> None:
     """Upload what a run left to the Hub, or say what would go."""
     from .publish import Repository, files_to_push
@@ -150,6 +170,16 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=evaluate)
 
+    command = commands.add_parser(
+        "size",
+        help="what a size costs: parameters, FLOPs, memory",
+        description="Parameters, FLOPs of one image's forward pass, tokens, and activation memory of a training step. "
+        "--size NAME, --recipe NAME or FILE, --num_labels N and every field of the config, as in train.py.",
+        allow_abbrev=False,
+    )
+    command.add_argument("--batch_size", type=int, default=128, help="For the memory (default: %(default)s).")
+    command.set_defaults(run=size)
+
     command = commands.add_parser("push", help="upload a model to the Hub", allow_abbrev=False)
     command.add_argument("folder", metavar="DIR", help="Output folder of a run. It is only read.")
     command.add_argument("repository", metavar="USER/NAME", help="Made where there is none.")
@@ -170,7 +200,10 @@ def main(argv: list[str] | None = None) -> None:
     """The program `vit-scratch`: one line on bad input, and exit code 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        arguments = build_parser().parse_args(argv)
+        arguments, fields = build_parser().parse_known_args(argv)
+        if fields and arguments.run is not size:
+            raise ValueError(f"unrecognized arguments: {' '.join(fields)}")
+        arguments.fields = fields  # those of the config: their names are known where it is imported
         arguments.run(arguments)
     except (ValueError, OSError) as error:
         line = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_...", " ".join(str(error).split()))  # a token that was mistyped

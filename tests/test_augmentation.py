@@ -73,6 +73,20 @@ def test_elastic_displaces_by_its_standard_deviation_in_pixels():
     assert (displacement[:, :, 1:] - displacement[:, :, :-1]).abs().max() < 1.0  # bends, does not scatter
 
 
+def test_strength_is_a_factor_of_all_amounts():
+    images, amounts = pictures(), {"rotation_degrees": 20, "scale_range": 0.2, "shift_pixels": 2, "elastic_pixels": 1}
+
+    def changed(strength, factor):
+        augment = DigitAugmentation(shear_degrees=0, **{name: amount * factor for name, amount in amounts.items()})
+        augment.strength = strength
+        torch.manual_seed(2)
+        return augment(images)
+
+    torch.testing.assert_close(changed(0.5, 1), changed(1, 0.5))
+    torch.testing.assert_close(changed(0, 1), images)
+    assert (changed(1, 1) - images).abs().mean() > 2 * (changed(0.2, 1) - images).abs().mean()
+
+
 def test_images_of_a_batch_are_changed_differently_and_a_seed_repeats_it():
     images = pictures(1).expand(8, -1, -1, -1)
     augment = DigitAugmentation(15, 0.15, 10, 2, 0.8)

@@ -13,11 +13,12 @@ import torch
 from conftest import REPOSITORY, TINY, competition_zip, photo_folder
 from safetensors.torch import load_file
 from torch import nn
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification
 from hf_vit_scratch.arguments import parse_arguments
-from hf_vit_scratch.training import ViTScratchTrainer, WeightAverage, main
+from hf_vit_scratch.augmentation import DigitAugmentation
+from hf_vit_scratch.training import MildEnd, ViTScratchTrainer, WeightAverage, main
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
@@ -152,6 +153,7 @@ def same(one, other) -> bool:
 def test_a_seed_repeats_a_run_and_a_resumed_run_ends_as_if_never_stopped(digits, tmp_path):
     arguments = ["--data", digits, *TINY, "--num_train_epochs", "4", "--save_steps", "5", "--eval_strategy", "no"]
     arguments += ["--hidden_dropout_prob", "0.1", "--drop_path_rate", "0.1", "--save_total_limit", "9"]
+    arguments += ["--muon_learning_rate", "1e-3", "--augmentation", "digits", "--mild_fraction", "0.3"]
     main([*arguments, "--output_dir", str(tmp_path / "whole")])
     main([*arguments, "--output_dir", str(tmp_path / "other"), "--seed", "7"])
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "other"))
@@ -178,6 +180,7 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_p
     resume = ["--resume_from_checkpoint", "true"]
     assert "hidden_size 16, this run 32" in error_of(capsys, *arguments, *resume, "--hidden_size", "32")
     assert "split_seed 42, this run 1" in error_of(capsys, *arguments, *resume, "--split_seed", "1")
+    assert "fold None, this run 1" in error_of(capsys, *arguments, *resume, "--fold", "1")
     # Neither is a finished run by going on with a checkpoint of another, nor a folder that is no run.
     (checkpoint, *_) = (tmp_path / "out").glob("checkpoint-1*")
     shutil.copytree(checkpoint, tmp_path / "other" / checkpoint.name)
@@ -222,6 +225,15 @@ def test_the_average_follows_its_closed_form():
     with average.in_place():
         torch.testing.assert_close(model.weight.detach(), expected)
     torch.testing.assert_close(model.weight.detach(), raw, rtol=0, atol=0)
+
+
+def test_augmentation_is_mild_for_the_last_part_of_the_steps():
+    augmentation = DigitAugmentation(10, 0, 0, 0, 0)
+    callback, seen = MildEnd(augmentation, fraction=0.25, strength=0.4), []
+    for step in range(8):
+        callback.on_step_begin(None, TrainerState(global_step=step, max_steps=8), None)
+        seen.append(augmentation.strength)
+    assert seen == [1.0] * 6 + [0.4] * 2
 
 
 @pytest.mark.parametrize("stem", ["patch", "conv"])
@@ -296,6 +308,10 @@ def test_every_recipe_of_the_package_can_be_read(recipe):
         (["--data", "{digits}", "--load_best_model_at_end", "true"], "load_best_model_at_end"),
         (["--data", "{digits}", "--resume_from_checkpoint", "true"], "no whole checkpoint"),
         (["--data", "{digits}", "--ema_decay", "1.5"], "ema_decay"),
+        (["--data", "{digits}", "--muon_learning_rate", "-1"], "muon_learning_rate"),
+        (["--data", "{digits}", "--augmentation", "digits", "--mild_fraction", "2"], "mild_fraction"),
+        (["--data", "{digits}", "--fold", "6"], "got fold 6 of 5"),
+        (["--data", "{digits}", "--stem_depth", "2"], "stem_depth"),
         (["--data", "{digits}", "--push_to_hub"], "push_to_hub"),
         (["--data", "{folder}/photos"], "--recipe photos-small"),
         (["--data", "{folder}/photos", "--recipe", "photos-small", "--min_crop_area", "-1"], "min_crop_area"),

@@ -1,0 +1,78 @@
+import copy
+
+import torch
+from torch import nn
+
+from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification
+from hf_vit_scratch.optimizer import WithMuon
+
+
+def make_model() -> ViTScratchForImageClassification:
+    torch.manual_seed(0)
+    config = ViTScratchConfig.from_size("digits-tiny", hidden_size=16, intermediate_size=24, num_hidden_layers=2)
+    return ViTScratchForImageClassification(config)
+
+
+def with_muon(model) -> WithMuon:
+    adamw = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.0)
+    return WithMuon(model.vit.layers, adamw, learning_rate=3e-2, weight_decay=0.1)
+
+
+def learn(model, *optimizers, steps: int = 3, first: int = 0):
+    for step in range(first, first + steps):
+        pixels = torch.randn(8, 1, 28, 28, generator=torch.Generator().manual_seed(step))
+        model(pixels, labels=torch.arange(8)).loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad()
+
+
+def same(one, other) -> bool:
+    return all(torch.equal(*pair) for pair in zip(one.parameters(), other.parameters(), strict=True))
+
+
+def test_matrices_of_the_blocks_follow_torchs_muon_and_all_else_adamw():
+    ours, theirs = make_model(), make_model()
+    learn(ours, with_muon(ours))
+    blocks = {f"vit.layers.{name}" for name, _ in theirs.vit.layers.named_parameters()}
+    matrices = [p for name, p in theirs.named_parameters() if name in blocks and p.dim() == 2]
+    rest = [p for name, p in theirs.named_parameters() if not (name in blocks and p.dim() == 2)]
+    assert len(matrices) == 2 * 4
+    muon = torch.optim.Muon(matrices, lr=3e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    learn(theirs, muon, torch.optim.AdamW(rest, lr=1e-2, weight_decay=0.0))
+    assert same(ours, theirs)
+    assert not same(ours, make_model())
+
+
+def test_a_scheduler_moves_the_rates_of_both():
+    optimizer = with_muon(make_model())
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    optimizer.step()
+    scheduler.step()
+    assert [part.param_groups[0]["lr"] for part in optimizer.parts.values()] == [1.5e-2, 5e-3]
+
+
+def test_what_is_saved_goes_on_as_if_never_stopped():
+    whole = make_model()
+    learn(whole, with_muon(whole), steps=6)
+    stopped = make_model()
+    optimizer = with_muon(stopped)
+    learn(stopped, optimizer)
+    saved, weights = copy.deepcopy(optimizer.state_dict()), copy.deepcopy(stopped.state_dict())
+    resumed = make_model()
+    resumed.load_state_dict(weights)
+    optimizer = with_muon(resumed)
+    optimizer.load_state_dict(saved)
+    learn(resumed, optimizer, first=3)
+    assert same(resumed, whole)
+    # The groups that a scheduler sees are still those that the two step with.
+    assert [id(group) for group in optimizer.param_groups] == [
+        id(group) for part in optimizer.parts.values() for group in part.param_groups
+    ]
+
+
+def test_the_loss_of_a_closure_is_handed_on():
+    weight = nn.Linear(3, 2)
+    blocks = nn.ModuleList([nn.Linear(3, 3)])
+    optimizer = WithMuon(blocks, torch.optim.SGD([*weight.parameters(), *blocks.parameters()]), 1e-2, 0.0)
+    assert optimizer.step(lambda: torch.tensor(2.0)) == 2.0
