@@ -140,6 +140,9 @@ ModelArguments = dataclasses.make_dataclass(
 )
 
 
+_KINDS = (RunArguments, DataArguments, AugmentationArguments, ModelArguments, TrainingArguments)
+
+
 @dataclasses.dataclass
 class _SizeArguments:
     """What `vit-scratch size` is asked about, beside the fields of the config."""
@@ -160,9 +163,8 @@ def parse_arguments(argv: list[str]):
     Returns (run, data, augmentation, model, training). Raises: ValueError for a recipe that cannot be read, and for
     keys and flags that are unknown, have values of the wrong type, or ask for a new model and a pre-trained one.
     """
-    kinds = (RunArguments, DataArguments, AugmentationArguments, ModelArguments, TrainingArguments)
     parser = _Parser(
-        kinds, prog="train.py", allow_abbrev=False, description="Train a Vision Transformer from scratch."
+        _KINDS, prog="train.py", allow_abbrev=False, description="Train a Vision Transformer from scratch."
     )
     early = _Parser((RunArguments, DataArguments, _EarlyArguments), add_help=False, allow_abbrev=False)
     known, _ = early.parse_known_args(argv)
@@ -171,8 +173,7 @@ def parse_arguments(argv: list[str]):
     if known.model_name_or_path and known.size is None:
         values.pop("size", None)  # of a new model: the flag that names another one wins over it
     flags = {action.dest for action in parser._actions}
-    if unknown := sorted(str(key) for key in values if key not in flags or key in ("recipe", "help")):
-        raise ValueError(f"recipe {recipe} has unknown keys: {', '.join(unknown)}. Keys are the flags' names.")
+    _check_keys(recipe, values, flags)
     device = torch.device("cpu") if known.use_cpu else best_device()
     house = {
         **_HOUSE_DEFAULTS,
@@ -204,16 +205,32 @@ def parse_size(argv: list[str]) -> ViTScratchConfig:
     """
     parser = _Parser((_SizeArguments, ModelArguments), allow_abbrev=False, prog="vit-scratch size")
     known, _ = _Parser(_SizeArguments, add_help=False, allow_abbrev=False).parse_known_args(argv)
-    told = read_recipe(known.recipe) if known.recipe else {}
-    flags = {action.dest for action in parser._actions} - {"recipe", "help"}
+    told = read_recipe(known.recipe) if known.recipe else {"size": "digits-tiny"}
+    _check_keys(known.recipe, told, {action.dest for action in _Parser(_KINDS)._actions})
+    if not (known.size or told.get("size")):
+        raise ValueError(f"recipe {known.recipe} is for a model that is there already: give --size or another recipe.")
+    flags = {action.dest for action in parser._actions}
     told = {name: value for name, value in told.items() if name in flags}
     run, model = parser.parse_args_into_dataclasses([*_as_flags(told), *argv], look_for_args_file=False)
     fields = {name: value for name, value in vars(model).items() if value is not None}
     if len(fields.get("image_size", ())) == 1:
         (fields["image_size"],) = fields["image_size"]
-    size = run.size or "digits-tiny"
-    labels = run.num_labels or (10 if size.startswith("digits") else 1000)
-    return ViTScratchConfig.from_size(size, **fields, num_labels=labels)
+    labels = (10 if run.size.startswith("digits") else 1000) if run.num_labels is None else run.num_labels
+    return ViTScratchConfig.from_size(run.size, **fields, num_labels=labels)
+
+
+def complete_settings(settings: dict) -> dict:
+    """What is in training_args.json, with the defaults of flags that were not there yet when it was written."""
+    kinds = {"run": RunArguments, "data": DataArguments, "augmentation": AugmentationArguments}
+    defaults = {
+        part: {field.name: field.default for field in dataclasses.fields(kind)} for part, kind in kinds.items()
+    }
+    return {**settings, **{part: {**told, **settings.get(part, {})} for part, told in defaults.items()}}
+
+
+def _check_keys(recipe: str, values: dict, flags: set[str]) -> None:
+    if unknown := sorted(str(key) for key in values if key not in flags or key in ("recipe", "help")):
+        raise ValueError(f"recipe {recipe} has unknown keys: {', '.join(unknown)}. Keys are the flags' names.")
 
 
 def _default_recipe(data: str, model_name_or_path: str | None) -> str:

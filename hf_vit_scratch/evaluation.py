@@ -13,6 +13,8 @@ from scipy.special import log_softmax, softmax
 from tqdm.auto import tqdm
 
 from . import data
+from .arguments import complete_settings
+from .competition import COMPETITION, SAMPLE
 from .configuration_vit_scratch import ViTScratchConfig
 from .corruption import SIDES, STRENGTHS, corrupt, shift
 from .device import best_device, describe
@@ -28,8 +30,10 @@ _OF_A_RUN = (
 )
 _TRAINING = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
-    *("weight_decay", "warmup_steps", "lr_scheduler_type", "label_smoothing_factor", "max_grad_norm", "optim"),
+    *("weight_decay", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "label_smoothing_factor", "optim"),
+    *("max_grad_norm", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
 )
+_WRITTEN = {EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT}
 
 
 @dataclass
@@ -52,7 +56,10 @@ class Run:
 
 @dataclass
 class Answers:
-    """What a model says of the rows held out from it: logits `(num_images, num_labels)`, whole and changed."""
+    """What a model says of the rows held out from it.
+
+    Logits `(num_images, num_labels)` of the images as they are and corrupted; probabilities averaged over the views.
+    """
 
     run: Run
     rows: np.ndarray
@@ -80,36 +87,45 @@ def evaluate(models: list[str], source: str, output_dir: str, against: list[str]
     Raises: ValueError, in one line, where a folder is no run on this data, or the runs are not of one recipe.
     """
     output = Path(output_dir)
+    if repeated := sorted({folder for folder in models if models.count(folder) > 1}):
+        raise ValueError(f"{repeated[0]} is given twice.")
     groups = [[_read_run(folder, source) for folder in folders] for folders in (models, against or [])]
-    released = (output / "config.json").is_file()
-    alike = [*groups[0], *([_read_run(output_dir, source)] if released else [])]
-    for runs in (alike, groups[1]):
+    released = _read_run(output_dir, source) if (output / "config.json").is_file() else None
+    for runs in ([*groups[0], *([released] if released else [])], groups[1]):
         for run in runs[1:]:
             _check_same_recipe(run, runs[0])
-    elsewhere = not released and output.exists()
+    if released and "validation_accuracy" in released.results:
+        raise ValueError(f"--output_dir {output} is a model with rows held out from it: give one trained on all rows.")
+    elsewhere = output.exists() and not released
     if elsewhere and not (output.is_dir() and {path.name for path in output.iterdir()} <= _WRITTEN):
         raise ValueError(f"--output_dir {output} is neither new nor the folder of a model.")
     passes = 1 + len(SIDES) + sum(map(len, STRENGTHS.values()))
     with tqdm(total=passes * sum(map(len, groups)), desc="Asking the models") as progress:
         ours, theirs = ([_ask(run, source, progress) for run in runs] for runs in groups)
+    pairs = _pair(ours, theirs)
+    names = _recipe_names(*(runs[0] for runs in groups if runs))
     evaluation = {
         "command": shlex.join(
-            ["vit-scratch", "evaluate", "--model", *_names(models), "--data", Path(source).name]
-            + (["--against", *_names(against)] if against else [])
-            + ["--output_dir", output.resolve().name]
+            ["vit-scratch", "evaluate", "--model", *_last_parts(models)]
+            + (["--against", *_last_parts(against)] if against else [])
+            + ["--data", *_last_parts([source]), "--output_dir", output.resolve().name]
         ),
         "hardware": describe(best_device()),
+        "recipe": names[0],
         **_measure(ours),
-        "against": {**_measure(theirs), **_paired(ours, theirs)} if theirs else None,
+        "against": {"recipe": names[1], **_measure(theirs), "paired": _compare(pairs)} if theirs else None,
         "agreed_against": _agreed_against(ours + theirs),
     }
     output.mkdir(parents=True, exist_ok=True)
+    for name in _WRITTEN:
+        (output / name).unlink(missing_ok=True)
     (output / EVALUATION_NAME).write_text(json.dumps(evaluation, indent=2) + "\n", encoding="utf-8")
     plot_robustness([part for part in (evaluation, evaluation["against"]) if part], output / ROBUSTNESS_PLOT)
-    _plot_wrong(ours, output / WRONG_PLOT)
+    # A model's folder may be pushed to the Hub, and images of the user's own are not for that.
+    if not released or data.source_name(source) in (SAMPLE, COMPETITION):
+        _plot_wrong(ours, output / WRONG_PLOT)
     if released:
-        results = json.loads((output / RESULTS_NAME).read_text(encoding="utf-8"))
-        write_card(output, ViTScratchConfig.from_pretrained(output), results)
+        write_card(output, released.config, released.results)
     return evaluation
 
 
@@ -125,21 +141,29 @@ def summary(evaluation: dict) -> str:
                 f"(95% interval {low:.3f} to {high:.3f}%), negative log-likelihood "
                 f"{part['negative_log_likelihood']:.4f}; averaged over shifted views {views['errors']} wrong"
             )
-    if paired := (evaluation["against"] or {}).get("paired"):
+    if evaluation["against"]:
+        paired = evaluation["against"]["paired"]
         low, high = paired["nll_interval"]
         lines.append(
-            f"paired on {paired['num_images']:,} rows: only the first wrong {paired['only_ours_wrong']}, only the "
-            f"second {paired['only_theirs_wrong']} (McNemar p = {paired['mcnemar_p']:.2g}); negative log-likelihood "
-            f"{paired['nll_difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+            f"paired on {paired['num_images']:,} images: only the first wrong {paired['only_ours_wrong']}, only the "
+            f"second {paired['only_theirs_wrong']}"
+            + ("" if paired["mcnemar_p"] is None else f" (McNemar p = {paired['mcnemar_p']:.2g})")
+            + f"; negative log-likelihood {paired['nll_difference']:+.4f} ({low:+.4f} to {high:+.4f})"
         )
     return "\n".join(lines)
 
 
-_WRITTEN = {EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT}
+def _last_parts(sources: list[str]) -> list[str]:
+    """Without the folders that they lie in, which are nobody's business; the id of a data set on the Hub is whole."""
+    return [Path(source).resolve().name if Path(source).expanduser().exists() else source for source in sources]
 
 
-def _names(folders: list[str]) -> list[str]:
-    return [Path(folder).resolve().name for folder in folders]
+def _recipe_names(run: Run, other: Run | None = None) -> list[str]:
+    """What the two are called: the second by what is different in it, where both were made of one recipe file."""
+    names = [part.settings["run"]["recipe"] for part in (run, other) if part]
+    if other and names[0] == names[1]:
+        names[1] += " with " + ", ".join(f"{name} {value}" for name, value in _differences(other, run).items())
+    return names
 
 
 def _read_run(folder: str, source: str) -> Run:
@@ -147,7 +171,7 @@ def _read_run(folder: str, source: str) -> Run:
         settings, results = (
             json.loads((Path(folder) / name).read_text(encoding="utf-8")) for name in (SETTINGS_NAME, RESULTS_NAME)
         )
-        run = Run(folder, settings, results, ViTScratchConfig.from_pretrained(folder))
+        run = Run(folder, complete_settings(settings), results, ViTScratchConfig.from_pretrained(folder))
         trained_on = settings["data"]["data"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder} is not the output folder of a finished run: {error}") from error
@@ -157,10 +181,13 @@ def _read_run(folder: str, source: str) -> Run:
 
 
 def _check_same_recipe(run: Run, other: Run) -> None:
-    for name, value in run.recipe.items():
-        if value != other.recipe.get(name):
-            difference = f"{name} is {value!r} in the one, {other.recipe.get(name)!r} in the other"
-            raise ValueError(f"{run.folder} and {other.folder} are not of one recipe: {difference}.")
+    for name, value in _differences(run, other).items():
+        difference = f"{name} is {value!r} in the one, {other.recipe[name]!r} in the other"
+        raise ValueError(f"{run.folder} and {other.folder} are not of one recipe: {difference}.")
+
+
+def _differences(run: Run, other: Run) -> dict:
+    return {name: value for name, value in run.recipe.items() if value != other.recipe[name]}
 
 
 def _ask(run: Run, source: str, progress: tqdm) -> Answers:
@@ -169,6 +196,9 @@ def _ask(run: Run, source: str, progress: tqdm) -> Answers:
     splits = data.load(source, seed=told["split_seed"], **{name: told[name] for name in names})
     if "validation" not in splits:
         raise ValueError(f"{run.folder} was trained on all rows: there are none to ask it about.")
+    expected, found = (run.results["train_images"], list(run.config.id2label.values())), splits["train"]
+    if (len(found), found.features["label"].names) != expected:
+        raise ValueError(f"{run.folder} was trained on other rows or classes than those of {source}.")
     split, (model, processor) = splits["validation"], load_model(run.folder)
 
     def logits(change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> np.ndarray:
@@ -184,7 +214,7 @@ def _ask(run: Run, source: str, progress: tqdm) -> Answers:
         data.pixel_array(split),
         data.label_array(split),
         as_they_are,
-        np.log(np.mean([softmax(view, axis=1) for view in views], axis=0)),
+        np.mean([softmax(view, axis=1) for view in views], axis=0),
         {
             kind: [logits(_corruption(kind, strength)) for strength in strengths]
             for kind, strengths in STRENGTHS.items()
@@ -204,8 +234,8 @@ def _measure(answers: list[Answers]) -> dict:
     # Rows that several models were asked about, with other seeds, count once in the interval.
     distinct = len(np.unique(rows))
 
-    def rate(logits: list[np.ndarray]) -> dict:
-        wrong = int((np.concatenate(logits).argmax(axis=1) != labels).sum())
+    def rate(scores: list[np.ndarray]) -> dict:
+        wrong = int((np.concatenate(scores).argmax(axis=1) != labels).sum())
         low, high = binomial_interval(round(wrong * distinct / len(rows)), distinct)
         return {"errors": wrong, "error_rate": wrong / len(rows), "interval": [low, high]}
 
@@ -214,7 +244,6 @@ def _measure(answers: list[Answers]) -> dict:
     )
     rates = [float((part.logits.argmax(axis=1) != part.labels).mean()) for part in answers]
     return {
-        "recipe": answers[0].run.settings["run"]["recipe"],
         "parameters": answers[0].run.results["parameters"],
         "num_images": len(rows),
         "distinct_images": distinct,
@@ -253,20 +282,28 @@ def _losses(answers: Answers) -> np.ndarray:
     return -log_softmax(answers.logits, axis=1)[np.arange(len(answers.labels)), answers.labels]
 
 
-def _paired(ours: list[Answers], theirs: list[Answers]) -> dict:
-    """[`compare`] on the rows that a model of each was asked about: first with first, second with second."""
-    pairs = [(one, other) for one, other in zip(ours, theirs, strict=False) if np.array_equal(one.rows, other.rows)]
-    if not pairs:
-        return {"paired": None}
-    one, other = (np.concatenate([pair[index].logits for pair in pairs]) for index in (0, 1))
-    labels = np.concatenate([pair[0].labels for pair in pairs])
-    return {"paired": {"num_images": len(labels), **compare(one, other, labels)}}
+def _pair(ours: list[Answers], theirs: list[Answers]) -> list[tuple[Answers, Answers]]:
+    """Each of theirs with one of ours that was asked about the same rows; with several, in their order."""
+    left, pairs = list(ours), []
+    for other in theirs:
+        one = next((part for part in left if np.array_equal(part.rows, other.rows)), None)
+        if one is None:
+            raise ValueError(f"{other.run.folder} has no partner in --model that the same rows were held out from.")
+        left.remove(one)
+        pairs.append((one, other))
+    return pairs
+
+
+def _compare(pairs: list[tuple[Answers, Answers]]) -> dict:
+    ours, theirs = (np.concatenate([pair[index].logits for pair in pairs]) for index in (0, 1))
+    labels, rows = (np.concatenate([getattr(one, name) for one, _ in pairs]) for name in ("labels", "rows"))
+    return compare(ours, theirs, labels, rows)
 
 
 def _agreed_against(answers: list[Answers], least: float = 0.5) -> list[dict]:
-    """Rows that each model, of all that were asked, gives one other class with a probability above `least`.
+    """Rows that two or more models were asked about and all give one other class, with a probability above `least`.
 
-    The surest first; a label that is wrong would look so.
+    The surest first; a label that is wrong would look so. Rows count from 1.
     """
     said: dict[int, list] = {}
     for part in answers:
@@ -277,7 +314,8 @@ def _agreed_against(answers: list[Answers], least: float = 0.5) -> list[dict]:
     found = []
     for row, votes in said.items():
         (label, predicted, _), sure = votes[0], min(p for *_, p in votes)
-        if predicted != label and {vote[1] for vote in votes} == {predicted} and sure > least:
+        agreed = len(votes) > 1 and {vote[1] for vote in votes} == {predicted}
+        if agreed and predicted != label and sure > least:
             labels = {"label": names[label], "predicted": names[predicted]}
             found.append({"row": row + 1, **labels, "models": len(votes), "least_probability": sure})
     return sorted(found, key=lambda entry: (-entry["models"], -entry["least_probability"]))
@@ -295,4 +333,6 @@ def _plot_wrong(answers: list[Answers], file: Path, most: int = 120) -> None:
             title = f"row {part.rows[index] + 1}\n{names[part.labels[index]]} → {names[predicted]} {p:.2f}"
             mistakes.append((p, title, part.images[index]))
     mistakes.sort(key=lambda mistake: -mistake[0])
+    if not mistakes:
+        return
     plot_images([image for *_, image in mistakes[:most]], [title for _, title, _ in mistakes[:most]], file)

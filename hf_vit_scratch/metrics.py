@@ -67,32 +67,38 @@ def binomial_interval(errors: int, num_images: int, confidence: float = 0.95) ->
     return float(interval.low), float(interval.high)
 
 
-def compare(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, num_resamples: int = 2000) -> dict:
+def compare(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, rows: np.ndarray, num_resamples=2000) -> dict:
     """Two classifiers on the same images, paired: ours minus theirs, so that below 0 is better.
 
     Args:
         ours, theirs: logits `(num_images, num_classes)`, in the same order as labels `(num_images,)`.
+        rows: which image each is, `(num_images,)`; one that stands there several times, with models of several seeds,
+            counts as one in all intervals.
         num_resamples: of the images, for the bootstrap, with a seed of its own.
 
     Returns:
-        `only_ours_wrong`, `only_theirs_wrong` and `mcnemar_p`, the exact two-sided McNemar test of the two counts;
-        `nll_difference`, the mean of the differences of -log p(label) in nats, and `nll_interval`, its 95% bootstrap
-        interval.
+        `only_ours_wrong` and `only_theirs_wrong`, counts; `mcnemar_p`, their exact two-sided McNemar test, or None
+        where images stand there several times; `error_rate_difference`, and `nll_difference` of the means of
+        -log p(label) in nats, each with the 95% bootstrap interval over the images, `..._interval`.
     """
-    rows = np.arange(len(labels))
+    each = np.arange(len(labels))
     wrong, losses = zip(
-        *((logits.argmax(axis=1) != labels, -log_softmax(logits, axis=1)[rows, labels]) for logits in (ours, theirs)),
+        *((logits.argmax(axis=1) != labels, -log_softmax(logits, axis=1)[each, labels]) for logits in (ours, theirs)),
         strict=True,
     )
     only_ours, only_theirs = int((wrong[0] & ~wrong[1]).sum()), int((wrong[1] & ~wrong[0]).sum())
-    discordant = only_ours + only_theirs
-    difference = losses[0] - losses[1]
-    random = np.random.default_rng(0)
-    means = [difference[random.integers(0, len(rows), len(rows))].mean() for _ in range(num_resamples)]
-    return {
+    images, image_of, times = np.unique(rows, return_inverse=True, return_counts=True)
+    mcnemar = stats.binomtest(only_ours, only_ours + only_theirs).pvalue if only_ours + only_theirs else 1.0
+    found = {
+        "num_images": len(images),
         "only_ours_wrong": only_ours,
         "only_theirs_wrong": only_theirs,
-        "mcnemar_p": float(stats.binomtest(only_ours, discordant).pvalue) if discordant else 1.0,
-        "nll_difference": float(difference.mean()),
-        "nll_interval": [float(bound) for bound in np.percentile(means, [2.5, 97.5])],
+        "mcnemar_p": float(mcnemar) if times.max() == 1 else None,
     }
+    random = np.random.default_rng(0)
+    samples = [random.integers(0, len(images), len(images)) for _ in range(num_resamples)]
+    for name, (one, other) in {"error_rate": wrong, "nll": losses}.items():
+        difference = np.bincount(image_of, weights=one.astype(float) - other) / times
+        bounds = np.percentile([difference[sample].mean() for sample in samples], [2.5, 97.5])
+        found |= {f"{name}_difference": float(difference.mean()), f"{name}_interval": bounds.tolist()}
+    return found

@@ -35,9 +35,8 @@ class ViTScratchConvStem(nn.Sequential):
 
     def __init__(self, config: ViTScratchConfig):
         layers, channels = [], config.num_channels
-        halvings = int(math.log2(config.patch_size))
-        for step in range(halvings):
-            width = max(8, config.hidden_size >> (halvings - 1 - step))
+        for halving in reversed(range(int(math.log2(config.patch_size)))):
+            width = max(8, config.hidden_size >> halving)
             for out, stride in [(width // 2, 1)] * (config.stem_depth - 1) + [(width, 2)]:
                 convolution = nn.Conv2d(channels, out, kernel_size=3, stride=stride, padding=1, bias=False)
                 layers += [convolution, nn.GroupNorm(1, out, config.layer_norm_eps), ACT2FN[config.hidden_act]]
@@ -259,7 +258,8 @@ class ViTScratchModel(ViTScratchPreTrainedModel):
     def __init__(self, config: ViTScratchConfig):
         super().__init__(config)
         self.embeddings = ViTScratchEmbeddings(config)
-        rates = torch.linspace(0, config.drop_path_rate, config.num_hidden_layers, device="cpu").tolist()
+        depth = config.num_hidden_layers
+        rates = [config.drop_path_rate * index / max(1, depth - 1) for index in range(depth)]
         self.layers = nn.ModuleList([ViTScratchLayer(config, rate) for rate in rates])
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()

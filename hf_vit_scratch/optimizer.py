@@ -5,10 +5,10 @@ from torch import nn
 
 
 class WithMuon(torch.optim.Optimizer):
-    """Two optimizers that step together; a scheduler sees the parameter groups of both, Muon's first.
+    """Two optimizers that step together; a scheduler sees the parameter groups of both, Muon's last.
 
     Muon (torch's own) orthogonalizes the update of a matrix, which has no meaning for vectors and is not meant for
-    embeddings, stem and head.
+    embeddings, stem and head. The query-key-value projection, three matrices in one, is taken as one.
 
     Args:
         blocks: the part of the model whose linear layers' weights Muon takes over.
@@ -24,8 +24,8 @@ class WithMuon(torch.optim.Optimizer):
         for group in others.param_groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in taken]
         muon = torch.optim.Muon(matrices, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw")
-        self.parts = {"muon": muon, "others": others}
-        super().__init__([*muon.param_groups, *others.param_groups], {})
+        self.parts = {"others": others, "muon": muon}
+        super().__init__([*others.param_groups, *muon.param_groups], {})
 
     @torch.no_grad()
     def step(self, closure=None):

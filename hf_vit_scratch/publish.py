@@ -81,8 +81,10 @@ def write_card(folder: Path, config: "ViTScratchConfig", results: dict, name: st
             base_model=base if "/" in base else None,
             metrics=["accuracy"],
             model_name=name,
-            eval_results=[_eval_result(data, row) for row in ([] if evaluation else measured)]
-            + ([_eval_result(data, {"split": "train", **evaluation})] if evaluation else [])
+            eval_results=[
+                _eval_result(data, row)
+                for row in measured + ([{"split": "train", **evaluation}] if evaluation else [])
+            ]
             or None,
             **({"widget": [{"src": "example.png", "example_title": "A held-out digit"}]} if has_example else {}),
         ),
@@ -98,6 +100,7 @@ def write_card(folder: Path, config: "ViTScratchConfig", results: dict, name: st
         results=results,
         measured=measured,
         evaluation=evaluation,
+        wrong_plot=(folder / WRONG_PLOT).exists(),
         units=UNITS,
         settings=json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8")),
         plots=[plot for plot in ("curves.png", "confusion_matrix.png") if (folder / plot).exists()],

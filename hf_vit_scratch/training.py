@@ -22,7 +22,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy, SaveStrategy
 
 from . import data
-from .arguments import AugmentationArguments, DataArguments, RunArguments, parse_arguments
+from .arguments import AugmentationArguments, DataArguments, RunArguments, complete_settings, parse_arguments
 from .augmentation import DigitAugmentation, RandomFlip
 from .batches import ImageBatches, PixelValues, keep_batch
 from .competition import COMPETITION, SAMPLE, SAMPLE_NOTICE
@@ -34,7 +34,16 @@ from .modeling_vit_scratch import ViTScratchForImageClassification
 from .optimizer import WithMuon
 from .plots import plot_confusion_matrix, plot_curves
 from .pretrained import Pretrained, load_pretrained, model_name
-from .publish import RESULTS_NAME, SETTINGS_NAME, Repository, leave, write_card
+from .publish import (
+    EVALUATION_NAME,
+    RESULTS_NAME,
+    ROBUSTNESS_PLOT,
+    SETTINGS_NAME,
+    WRONG_PLOT,
+    Repository,
+    leave,
+    write_card,
+)
 
 AVERAGE_NAME = "average.safetensors"
 EXAMPLE_NAME = "example.png"
@@ -298,6 +307,8 @@ def build_augmentation(arguments: AugmentationArguments) -> nn.Module | None:
     if arguments.augmentation == "digits":
         if not 0 <= arguments.mild_fraction <= 1:
             raise ValueError(f"mild_fraction must be from 0 to 1, got {arguments.mild_fraction}.")
+        if not arguments.mild_strength >= 0:
+            raise ValueError(f"mild_strength must be at least 0, got {arguments.mild_strength}.")
         return DigitAugmentation(
             arguments.rotation_degrees,
             arguments.scale_range,
@@ -336,9 +347,10 @@ def _step_of(checkpoint: str | Path) -> int:
 def _check_resumable(config: ViTScratchConfig, settings: dict, checkpoint: str):
     """Refuse what would go on without a word: a model that fits in part, training images in the validation split."""
     file = Path(checkpoint).parent / SETTINGS_NAME
-    written = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    written = complete_settings(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     before, now = ({**told.get("data", {}), **told.get("run", {})} for told in (written, settings))
-    for name in ("data", "validation_size", "split_seed", "fold", "num_folds", "model_name_or_path"):
+    names = ("data", "validation_size", "split_seed", "fold", "num_folds", "model_name_or_path", "muon_learning_rate")
+    for name in names:
         if name in before and before[name] != now[name]:
             raise ValueError(f"cannot resume: {checkpoint} has {name} {before[name]!r}, this run {now[name]!r}.")
     old, new = ViTScratchConfig.from_pretrained(checkpoint), config
@@ -387,6 +399,12 @@ def _base_model(run: RunArguments) -> str | None:
 
 def _write_json(file: Path, content: dict):
     file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _remove_old_evaluation(folder: Path):
+    """It is of other weights than those that a run leaves."""
+    for name in (EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _remove_old_run(folder: Path):
@@ -504,6 +522,7 @@ def train(
         if checkpoint is None and run.overwrite_output_dir:
             _remove_old_run(Path(training.output_dir))
         Path(training.output_dir).mkdir(parents=True, exist_ok=True)
+        _remove_old_evaluation(Path(training.output_dir))
         _write_json(Path(training.output_dir) / SETTINGS_NAME, settings)
         if facts["data"] in (SAMPLE, COMPETITION):  # public digits; an image of the user's own is not for a card
             example = splits["validation" if "validation" in splits else "train"][0]["image"]

@@ -91,11 +91,15 @@ def test_a_recipe_and_a_field_that_wins_over_it(tmp_path, capsys):
         (["--hidden_size", "wide"], "wide"),
         (["--num_attention_heads", "5"], "num_attention_heads (5)"),
         (["--recipe", "nowhere"], "no recipe 'nowhere'"),
+        (["--recipe", "{folder}/misspelt.yaml"], "unknown keys: hiden_size"),
+        (["--recipe", "digits-finetune"], "for a model that is there already"),
+        (["--num_labels", "0"], "num_labels"),
         (["--batch_size", "0"], "--batch_size must be at least 1"),
     ],
 )
-def test_bad_input_is_refused_in_one_line(capsys, argv, words):
-    assert words in refused(capsys, "size", *argv)
+def test_bad_input_is_refused_in_one_line(tmp_path, capsys, argv, words):
+    (tmp_path / "misspelt.yaml").write_text("size: digits-tiny\nhiden_size: 96\n")
+    assert words in refused(capsys, "size", *(part.format(folder=tmp_path) for part in argv))
 
 
 def test_fields_belong_to_size_alone(capsys):

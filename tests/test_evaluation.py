@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -18,15 +19,26 @@ from hf_vit_scratch.cli import main
 from hf_vit_scratch.evaluation import SIDES, _agreed_against
 
 FOLDS = (3, 4, 5)
+MISLABELLED = range(0, 200, 16)
+LABELS = np.arange(200) % 10
+LABELS[MISLABELLED] = (LABELS[MISLABELLED] + 1) % 10
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """digits.zip, fold-3 to fold-5, other-3 and other-4 (half as wide), and whole, of the first recipe."""
     folder = tmp_path_factory.mktemp("runs")
-    competition_zip(folder / "digits.zip")
+    competition_zip(folder / "right.zip")
+    with zipfile.ZipFile(folder / "right.zip") as right, zipfile.ZipFile(folder / "digits.zip", "w") as wrong:
+        for name in right.namelist():
+            lines = right.read(name).decode().splitlines(keepends=True)
+            if name == "train.csv":
+                for row in MISLABELLED:
+                    lines[row + 1] = f"{LABELS[row]},{lines[row + 1].partition(',')[2]}"
+            wrong.writestr(name, "".join(lines))
     common = ["--data", str(folder / "digits.zip"), *TINY, "--learning_rate", "1e-2", "--num_train_epochs", "16"]
     common += ["--augmentation", "digits", "--mild_fraction", "0.5", "--eval_strategy", "no", "--save_strategy", "no"]
+    common += ["--bf16", "false"]
     for fold in FOLDS:
         told = ["--fold", str(fold), "--seed", str(fold)]
         training.main([*common, *told, "--output_dir", str(folder / f"fold-{fold}")])
@@ -61,9 +73,8 @@ def evaluate(runs, folds, output, against=()):
 
 def held_out(fold: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Rows, images and labels of a fold, by scikit-learn from what the zip was made of."""
-    labels = np.arange(200) % 10
-    rows = [held for _, held in StratifiedKFold(5, shuffle=True, random_state=42).split(labels, labels)][fold - 1]
-    return rows, blocks(labels, seed=1)[rows], labels[rows]
+    rows = [held for _, held in StratifiedKFold(5, shuffle=True, random_state=42).split(LABELS, LABELS)][fold - 1]
+    return rows, blocks(np.arange(200) % 10, seed=1)[rows], LABELS[rows]
 
 
 def logits(folder, images: np.ndarray) -> torch.Tensor:
@@ -120,15 +131,19 @@ def test_the_other_recipe_is_compared_on_the_rows_that_both_held_out(runs, evalu
 
 
 def test_rows_are_named_where_all_models_agree_against_the_label(runs, evaluation):
+    named = {entry["row"] - 1 for entry in evaluation["agreed_against"]}
+    asked_twice = {row for fold in (3, 4) for row in held_out(fold)[0].tolist()}
+    assert len(named & set(MISLABELLED)) >= 2  # the models have learnt the others, and say so
+    assert named <= asked_twice
     for entry in evaluation["agreed_against"]:
         (fold,) = [fold for fold in FOLDS if entry["row"] - 1 in held_out(fold)[0]]
         rows, images, labels = held_out(fold)
         index = rows.tolist().index(entry["row"] - 1)
-        folders = [runs / f"fold-{fold}", *([runs / f"other-{fold}"] if fold < 5 else [])]
+        folders = [runs / f"fold-{fold}", runs / f"other-{fold}"]
         said = [logits(folder, images[[index]]).softmax(dim=1)[0] for folder in folders]
         assert int(entry["label"]) == labels[index] != int(entry["predicted"])
         assert {int(one.argmax()) for one in said} == {int(entry["predicted"])}
-        assert entry["models"] == len(folders)
+        assert entry["models"] == 2
         assert entry["least_probability"] == pytest.approx(min(float(one.max()) for one in said), abs=1e-5)
 
 
@@ -158,6 +173,7 @@ def test_a_new_folder_gets_the_evaluation_alone_and_may_be_written_again(runs, c
     assert {path.name for path in (runs / "alone").iterdir()} == {"evaluation.json", "robustness.png", "wrong.png"}
     found = json.loads((runs / "alone" / "evaluation.json").read_text())
     assert found["against"] is None and found["error_rate_std"] is None
+    assert found["agreed_against"] == []  # of which one model alone is no witness
 
 
 def test_what_does_not_belong_together_is_refused_and_nothing_is_written(runs, tmp_path, capsys):
@@ -174,15 +190,52 @@ def test_what_does_not_belong_together_is_refused_and_nothing_is_written(runs, t
         "evaluate", "--model", one, "--data", "sample", *to
     )
     assert "not the output folder of a finished run" in said("evaluate", "--model", str(tmp_path), *zipped, *to)
+    assert "is given twice" in said("evaluate", "--model", one, one, *zipped, *to)
+    assert "has no partner" in said("evaluate", "--model", one, "--against", other, *zipped, *to)
+    assert "was trained on other rows or classes" in said(
+        "evaluate", "--model", str(runs / "fold-4"), "--data", other_zip(tmp_path), *to
+    )
     assert not (tmp_path / "new").exists()
     shutil.copytree(runs / "other-4", tmp_path / "released")
     before = (tmp_path / "released" / "README.md").read_bytes()
     assert "not of one recipe" in said("evaluate", "--model", one, *zipped, "--output_dir", str(tmp_path / "released"))
+    assert "with rows held out from it" in said(
+        "evaluate", "--model", one, *zipped, "--output_dir", str(runs / "fold-4")
+    )
     assert (tmp_path / "released" / "README.md").read_bytes() == before
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     mine = ["--output_dir", str(tmp_path / "mine")]
     assert "neither new nor the folder of a model" in said("evaluate", "--model", one, *zipped, *mine)
+
+
+def other_zip(folder) -> str:
+    competition_zip(folder / "other.zip", num_train=150)
+    return str(folder / "other.zip")
+
+
+def test_the_pictures_of_a_user_do_not_go_into_a_folder_that_may_be_pushed(runs, tmp_path, monkeypatch):
+    whole = shutil.copytree(runs / "whole", tmp_path / "whole")
+    arguments_ = ["evaluate", "--model", str(runs / "fold-3"), "--data", str(runs / "digits.zip")]
+    monkeypatch.setattr("hf_vit_scratch.evaluation.COMPETITION", "another")
+    main([*arguments_, "--output_dir", str(whole)])
+    assert (whole / "evaluation.json").exists() and not (whole / "wrong.png").exists()
+    assert "wrong.png" not in (whole / "README.md").read_text()
+
+
+def test_an_evaluation_does_not_outlive_the_weights_that_it_is_of(runs, tmp_path):
+    whole = shutil.copytree(runs / "fold-5", tmp_path / "whole")
+    for name in ("evaluation.json", "robustness.png", "wrong.png"):
+        (whole / name).write_text("{}")
+    flags = ["--data", str(runs / "digits.zip"), *TINY, "--max_steps", "1", "--overwrite_output_dir"]
+    training.main([*flags, "--output_dir", str(whole)])
+    assert not {"evaluation.json", "robustness.png", "wrong.png"} & {path.name for path in whole.iterdir()}
+
+
+def test_runs_of_one_recipe_file_are_told_apart_by_what_is_different(runs, evaluation):
+    ours, theirs = evaluation["recipe"], evaluation["against"]["recipe"]
+    assert theirs == f"{ours} with hidden_size 8"
+    assert f"`{theirs}`" in (runs / "whole" / "README.md").read_text()
 
 
 def test_one_model_that_disagrees_spares_a_row():

@@ -55,16 +55,23 @@ def test_comparing_counts_what_only_one_gets_wrong():
     labels = np.zeros(20, dtype=int)
     ours, theirs = np.tile([2.0, 0.0], (20, 1)), np.tile([1.0, 0.0], (20, 1))
     ours[0], theirs[-5:] = [0.0, 1.0], [0.0, 2.0]
-    found = compare(ours, theirs, labels)
+    found = compare(ours, theirs, labels, np.arange(20))
     assert (found["only_ours_wrong"], found["only_theirs_wrong"]) == (1, 5)
     assert found["mcnemar_p"] == pytest.approx(2 * (1 + 6) / 2**6)
     losses = [torch.nn.functional.cross_entropy(*map(torch.from_numpy, (logits, labels))) for logits in (ours, theirs)]
     assert found["nll_difference"] == pytest.approx(float(losses[0] - losses[1]))
     low, high = found["nll_interval"]
     assert low < found["nll_difference"] < high < 0
+    assert found["error_rate_difference"] == pytest.approx(-4 / 20)
+    low, high = found["error_rate_interval"]
+    assert low < -4 / 20 < high < 0.05
+    # The same twice over, as with two seeds, says no more about the images.
+    twice = compare(*(np.concatenate([part, part]) for part in (ours, theirs, labels, np.arange(20))))
+    assert twice["num_images"] == 20 and twice["mcnemar_p"] is None
+    assert twice["nll_interval"] == pytest.approx(found["nll_interval"])
 
 
 def test_alike_classifiers_do_not_differ():
     logits = np.random.default_rng(0).normal(size=(30, 4))
-    found = compare(logits, logits, np.arange(30) % 4)
+    found = compare(logits, logits, np.arange(30) % 4, np.arange(30))
     assert (found["mcnemar_p"], found["nll_difference"], found["nll_interval"]) == (1.0, 0.0, [0.0, 0.0])

@@ -49,7 +49,11 @@ def test_a_scheduler_moves_the_rates_of_both():
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
     optimizer.step()
     scheduler.step()
-    assert [part.param_groups[0]["lr"] for part in optimizer.parts.values()] == [1.5e-2, 5e-3]
+    assert {name: part.param_groups[0]["lr"] for name, part in optimizer.parts.items()} == {
+        "muon": 1.5e-2,
+        "others": 5e-3,
+    }
+    assert optimizer.param_groups[0]["lr"] == 5e-3  # what the Trainer logs: learning_rate, as it was told
 
 
 def test_what_is_saved_goes_on_as_if_never_stopped():

@@ -150,10 +150,11 @@ def same(one, other) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_seed_repeats_a_run_and_a_resumed_run_ends_as_if_never_stopped(digits, tmp_path):
+@pytest.mark.parametrize("optimizer", [[], ["--muon_learning_rate", "1e-3"]])
+def test_a_seed_repeats_a_run_and_a_resumed_run_ends_as_if_never_stopped(optimizer, digits, tmp_path):
     arguments = ["--data", digits, *TINY, "--num_train_epochs", "4", "--save_steps", "5", "--eval_strategy", "no"]
     arguments += ["--hidden_dropout_prob", "0.1", "--drop_path_rate", "0.1", "--save_total_limit", "9"]
-    arguments += ["--muon_learning_rate", "1e-3", "--augmentation", "digits", "--mild_fraction", "0.3"]
+    arguments += ["--augmentation", "digits", "--mild_fraction", "0.3", *optimizer]
     main([*arguments, "--output_dir", str(tmp_path / "whole")])
     main([*arguments, "--output_dir", str(tmp_path / "other"), "--seed", "7"])
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "other"))
@@ -180,6 +181,13 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_p
     resume = ["--resume_from_checkpoint", "true"]
     assert "hidden_size 16, this run 32" in error_of(capsys, *arguments, *resume, "--hidden_size", "32")
     assert "split_seed 42, this run 1" in error_of(capsys, *arguments, *resume, "--split_seed", "1")
+    assert "fold None, this run 1" in error_of(capsys, *arguments, *resume, "--fold", "1")
+    muon = ["--muon_learning_rate", "1e-3"]
+    assert "muon_learning_rate None, this run 0.001" in error_of(capsys, *arguments, *resume, *muon)
+    settings = tmp_path / "out" / "training_args.json"
+    written = json.loads(settings.read_text())
+    del written["data"]["fold"]  # as a version without this flag wrote it
+    settings.write_text(json.dumps(written))
     assert "fold None, this run 1" in error_of(capsys, *arguments, *resume, "--fold", "1")
     # Neither is a finished run by going on with a checkpoint of another, nor a folder that is no run.
     (checkpoint, *_) = (tmp_path / "out").glob("checkpoint-1*")
@@ -310,6 +318,7 @@ def test_every_recipe_of_the_package_can_be_read(recipe):
         (["--data", "{digits}", "--ema_decay", "1.5"], "ema_decay"),
         (["--data", "{digits}", "--muon_learning_rate", "-1"], "muon_learning_rate"),
         (["--data", "{digits}", "--augmentation", "digits", "--mild_fraction", "2"], "mild_fraction"),
+        (["--data", "{digits}", "--augmentation", "digits", "--mild_strength", "-1"], "mild_strength"),
         (["--data", "{digits}", "--fold", "6"], "got fold 6 of 5"),
         (["--data", "{digits}", "--stem_depth", "2"], "stem_depth"),
         (["--data", "{digits}", "--push_to_hub"], "push_to_hub"),
