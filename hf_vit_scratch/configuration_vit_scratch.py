@@ -16,7 +16,7 @@ _TABLE = {
     "L/16": (24, 1024, 4096, 16, 16),
     "H/14": (32, 1280, 5120, 16, 14),
     "digits-tiny": (6, 64, 256, 4, 4),
-    "digits-small": (7, 96, 384, 3, 4),
+    "digits-small": (4, 128, 512, 4, 4),
     "digits-base": (9, 192, 768, 6, 4),
 }
 _DIGITS = {"image_size": 28, "num_channels": 1, "initializer_range": 0.0}
@@ -61,6 +61,7 @@ class ViTScratchConfig(PretrainedConfig):
             paper's hybrid (section 3.1), a small CNN of 3x3 convolutions that halve the image down to one position
             a patch; it needs a `patch_size` that is a power of 2.
         stem_depth (`int`, defaults to 1): 3x3 convolutions for each halving of the `"conv"` stem.
+        stem_width (`int`, *optional*): its channels before the last halving; unset, half of `hidden_size`.
         drop_path_rate (`float`, defaults to 0.0): stochastic depth (arXiv 1603.09382) of the last block; the rate
             rises linearly from 0 at the first.
         training_data (`list[str]`, defaults to `None`): names of the data sets that the weights have seen.
@@ -88,6 +89,7 @@ class ViTScratchConfig(PretrainedConfig):
     pooling: str = "cls"
     stem: str = "patch"
     stem_depth: int = 1
+    stem_width: int | None = None
     drop_path_rate: float = 0.0
     training_data: list[str] | None = None
 
@@ -147,7 +149,7 @@ class ViTScratchConfig(PretrainedConfig):
         """Check all fields against each other. Raises: ValueError, in one line, with the numbers in it."""
         for name, kind in ViTScratchConfig.__annotations__.items():
             value = getattr(self, name)
-            if kind is int and (type(value) is not int or value < 1):
+            if (kind is int or (kind == int | None and value is not None)) and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
             if kind is bool and type(value) is not bool:
                 raise ValueError(f"{name} must be true or false, got {value!r}.")
@@ -178,8 +180,8 @@ class ViTScratchConfig(PretrainedConfig):
             raise ValueError(f"'sincos2d' positions need a hidden_size that 4 divides, got {self.hidden_size}.")
         if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
             raise ValueError(f"stem 'conv' needs a patch_size that is a power of 2, got {self.patch_size}.")
-        if self.stem != "conv" and self.stem_depth != 1:
-            raise ValueError(f"stem_depth is of the stem 'conv': stem {self.stem!r} has 1, got {self.stem_depth}.")
+        if self.stem != "conv" and (self.stem_depth, self.stem_width) != (1, None):
+            raise ValueError(f"stem_depth and stem_width belong to the stem 'conv', got stem {self.stem!r}.")
 
 
 ViTScratchConfig.register_for_auto_class()

@@ -40,7 +40,9 @@ def cost(config: ViTScratchConfig) -> Cost:
     rows, columns = config.grid_size
     channels, patch = config.num_channels, config.patch_size
     if config.stem == "conv":
-        stem_parameters, stem_flops = _conv_stem(channels, patch, width, config.stem_depth, rows, columns)
+        stem_parameters, stem_flops = _conv_stem(
+            channels, patch, width, config.stem_depth, config.stem_width, rows, columns
+        )
     else:
         stem_parameters = channels * patch**2 * width + width  # equation 1
         stem_flops = 2 * rows * columns * channels * patch**2 * width
@@ -66,13 +68,15 @@ def cost(config: ViTScratchConfig) -> Cost:
 
 
 @lru_cache(maxsize=4096)
-def _conv_stem(channels: int, patch: int, width: int, depth: int, rows: int, columns: int) -> tuple[int, int]:
+def _conv_stem(
+    channels: int, patch: int, width: int, depth: int, stem_width: int | None, rows: int, columns: int
+) -> tuple[int, int]:
     """Parameters and FLOPs of the hybrid's CNN, from its layers."""
     with torch.device("meta"):
         stem = ViTScratchConvStem(
             ViTScratchConfig(
                 image_size=patch, patch_size=patch, num_channels=channels, stem="conv", stem_depth=depth,
-                hidden_size=width, num_attention_heads=1,
+                stem_width=stem_width, hidden_size=width, num_attention_heads=1,
             )
         )  # fmt: skip
     positions, flops = rows * columns * patch**2, 0

@@ -27,17 +27,17 @@ from .image_processing_vit_scratch import ViTScratchImageProcessor
 class ViTScratchConvStem(nn.Sequential):
     """The hybrid of section 3.1: a CNN whose feature map is the input sequence, one position for each patch.
 
-    3x3 convolutions of stride 2 halve the image `log2(patch_size)` times while the channels double up to
-    `hidden_size`, each after `stem_depth - 1` of stride 1 and half its channels. All are followed by GroupNorm, as in
-    the paper's ResNets, and the activation. The last layer is the projection E of equation 1, with patches of 1x1.
-    `(B, C, height, width)` -> `(B, D, rows, columns)`.
+    3x3 convolutions of stride 2 halve the image `log2(patch_size)` times while the channels double up to `stem_width`
+    and end at `hidden_size`; before each stand `stem_depth - 1` of stride 1. All have GroupNorm, as in the paper's
+    ResNets, and the activation. Then comes E of equation 1. `(B, C, height, width)` -> `(B, D, rows, columns)`.
     """
 
     def __init__(self, config: ViTScratchConfig):
         layers, channels = [], config.num_channels
-        for halving in reversed(range(int(math.log2(config.patch_size)))):
-            width = max(8, config.hidden_size >> halving)
-            for out, stride in [(width // 2, 1)] * (config.stem_depth - 1) + [(width, 2)]:
+        half, halvings = config.stem_width or config.hidden_size // 2, int(math.log2(config.patch_size))
+        widths = [max(8, half >> step) for step in reversed(range(halvings))] + [config.hidden_size]
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            for out, stride in [(before, 1)] * (config.stem_depth - 1) + [(after, 2)]:
                 convolution = nn.Conv2d(channels, out, kernel_size=3, stride=stride, padding=1, bias=False)
                 layers += [convolution, nn.GroupNorm(1, out, config.layer_norm_eps), ACT2FN[config.hidden_act]]
                 channels = out
@@ -117,8 +117,6 @@ def sincos2d_positions(rows: int, columns: int, hidden_size: int) -> torch.Tenso
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     """Equation 7: SA(z) = softmax(q k^T / sqrt(D_h)) v. `(B, heads, T, head_dim)` -> `(B, T, heads, head_dim)`."""
     weights = (query * scaling) @ key.transpose(-2, -1)  # (B, heads, T, T)
-    if attention_mask is not None:
-        weights = weights + attention_mask
     weights = weights.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights

@@ -309,11 +309,13 @@ def test_sincos2d_positions_are_the_closed_form(pooling):
         torch.testing.assert_close(added, expected.expand_as(added), rtol=1e-5, atol=1e-5)
 
 
-def test_a_deeper_stem_has_convolutions_of_stride_1_before_each_halving():
-    """Against the same layers written out, 1 -> 8, 16 at half, 16 -> 32 at a quarter of the size."""
-    model = make_model(image_size=[16, 24], patch_size=4, num_channels=1, hidden_size=32, stem="conv", stem_depth=2)
+@pytest.mark.parametrize(("width", "layers"), [(None, (8, 16, 16, 32)), (20, (10, 20, 20, 32))])
+def test_a_deeper_stem_has_convolutions_of_stride_1_before_each_halving(width, layers):
+    """Against the same layers written out, of stride 1, 2, 1, 2 and so many channels."""
+    fields = {"hidden_size": 32, "stem": "conv", "stem_depth": 2, "stem_width": width}
+    model = make_model(image_size=[16, 24], patch_size=4, num_channels=1, **fields)
     written_out, channels = [], 1
-    for out, stride in ((8, 1), (16, 2), (16, 1), (32, 2)):
+    for out, stride in zip(layers, (1, 2, 1, 2), strict=True):
         convolution = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
         written_out += [convolution, nn.GroupNorm(1, out, eps=model.config.layer_norm_eps), nn.GELU()]
         channels = out
