@@ -9,7 +9,7 @@ from hf_vit_scratch.optimizer import WithMuon
 
 def make_model() -> ViTScratchForImageClassification:
     torch.manual_seed(0)
-    config = ViTScratchConfig.from_size("digits-tiny", hidden_size=16, intermediate_size=24, num_hidden_layers=2)
+    config = ViTScratchConfig.from_size("digits-tiny", hidden_size=16, num_hidden_layers=2, num_labels=10)
     return ViTScratchForImageClassification(config)
 
 

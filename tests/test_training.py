@@ -185,10 +185,12 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_p
     muon = ["--muon_learning_rate", "1e-3"]
     assert "muon_learning_rate None, this run 0.001" in error_of(capsys, *arguments, *resume, *muon)
     settings = tmp_path / "out" / "training_args.json"
-    written = json.loads(settings.read_text())
+    as_it_was = settings.read_text()
+    written = json.loads(as_it_was)
     del written["data"]["fold"]  # as a version without this flag wrote it
     settings.write_text(json.dumps(written))
     assert "fold None, this run 1" in error_of(capsys, *arguments, *resume, "--fold", "1")
+    settings.write_text(as_it_was)
     # Neither is a finished run by going on with a checkpoint of another, nor a folder that is no run.
     (checkpoint, *_) = (tmp_path / "out").glob("checkpoint-1*")
     shutil.copytree(checkpoint, tmp_path / "other" / checkpoint.name)
