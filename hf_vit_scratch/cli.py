@@ -160,7 +160,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--data", required=True, help="What they were trained on.")
     command.add_argument(
-        "--against", nargs="+", metavar="MODEL", help="Runs of another recipe on the same rows, in the same order."
+        "--against", nargs="+", metavar="MODEL", help="Runs of another recipe, from which the same rows were held out."
     )
     command.add_argument(
         "--output_dir",

@@ -67,20 +67,10 @@ def predict_logits(
     images, to_pixel_values = ImageBatches(split, processor), PixelValues(processor, change).to(model.device)
     state = PartialState()
     with state.split_between_processes(list(range(len(images)))) as rows:
-        starts = tqdm(
-            range(0, len(rows), batch_size), desc="Predicting", disable=not (show_progress and state.is_main_process)
-        )
-        parts = [
-            model(
-                to_pixel_values(
-                    images.__getitems__(rows[start : start + batch_size])["pixel_values"].to(model.device),
-                    augment=True,
-                )
-            )
-            .logits.float()
-            .cpu()
-            for start in starts
-        ]
+        shown, parts = show_progress and state.is_main_process, []
+        for start in tqdm(range(0, len(rows), batch_size), desc="Predicting", disable=not shown):
+            batch = images.__getitems__(rows[start : start + batch_size])["pixel_values"].to(model.device)
+            parts.append(model(to_pixel_values(batch, augment=True)).logits.float().cpu())
     return torch.cat(gather_object(parts))
 
 
