@@ -107,6 +107,13 @@ class RunArguments:
         "Muon, with this learning rate on AdamW's scale, for the matrices of the blocks; learning_rate is then that "
         "of everything else. Unset or 0: one optimizer for all.",
     )
+    teacher_epochs: float = _flag(
+        0.0,
+        "Train a CNN on the same rows first, for so many epochs, and learn from its answers beside the labels; 0: "
+        "from the labels alone.",
+    )
+    teacher_weight: float = _flag(0.8, "With teacher_epochs: its part of the loss, from 0 to 1.")
+    teacher_temperature: float = _flag(2.0, "With teacher_epochs: softens the answers of both.")
     overwrite_output_dir: bool = _flag(False, "Replace the run that lies in output_dir.")
 
 
@@ -138,6 +145,26 @@ ModelArguments = dataclasses.make_dataclass(
         if name != "training_data"
     ],
 )
+
+
+@dataclasses.dataclass
+class ExploreArguments:
+    """What `vit-scratch explore` is told beside the flags of train.py."""
+
+    study: str = _flag(
+        "search",
+        "search (draws sizes), size (a grid of widths and depths) or data (plain ViT, ViT with convolutional stem and "
+        "CNN, with ever more images).",
+    )
+    trials: int = _flag(30, "search: how many sizes are tried, with those of earlier calls.")
+    bounds: str | None = _flag(None, "YAML file with other bounds for what is varied.")
+    max_parameters: int | None = _flag(None, "No size with more parameters.")
+    max_flops: float | None = _flag(None, "No size with more FLOPs for one image's forward pass: 50e6.")
+    storage: str | None = _flag(
+        None,
+        "Where trials are stored, as an SQLAlchemy URL of Optuna's RDBStorage: several machines can work on one. "
+        "Default: an SQLite file in output_dir.",
+    )
 
 
 _KINDS = (RunArguments, DataArguments, AugmentationArguments, ModelArguments, TrainingArguments)
@@ -217,6 +244,48 @@ def parse_size(argv: list[str]) -> ViTScratchConfig:
         (fields["image_size"],) = fields["image_size"]
     labels = (10 if run.size.startswith("digits") else 1000) if run.num_labels is None else run.num_labels
     return ViTScratchConfig.from_size(run.size, **fields, num_labels=labels)
+
+
+# What of the Trainer's flags makes a run what it is; the others say where, how fast, and how it is watched.
+TRAINING_OF_A_RECIPE = (
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("weight_decay", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "label_smoothing_factor", "optim"),
+    *("max_grad_norm", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
+)
+_OF_A_RECIPE = {
+    *("size", "ema_decay", "muon_learning_rate", "crop_fraction", "torch_compile", *TRAINING_OF_A_RECIPE),
+    *(field.name for kind in (AugmentationArguments, ModelArguments) for field in dataclasses.fields(kind)),
+}
+
+
+def parse_exploration(argv: list[str]) -> tuple:
+    """The flags of `vit-scratch explore`: its own, and all of train.py for what it does not vary.
+
+    Returns (explore, recipe, run, data, augmentation, model, training), of which `recipe` has what the recipe and the
+    flags say of how to train, by name, as a recipe file would. Raises: ValueError as [`parse_arguments`] does.
+    """
+    explore, rest = _Parser(ExploreArguments, add_help=False, allow_abbrev=False).parse_known_args(argv)
+    explore = ExploreArguments(**vars(explore))
+    if explore.study == "data" and (explore.max_parameters or explore.max_flops):
+        raise ValueError("max_parameters and max_flops are for the studies search and size.")
+    if explore.trials < 1:
+        raise ValueError(f"trials must be at least 1, got {explore.trials}.")
+    for name in ("max_parameters", "max_flops"):
+        if (limit := getattr(explore, name)) is not None and not limit > 0:
+            raise ValueError(f"{name} must be above 0, got {limit}.")
+    if not any(word.partition("=")[0].replace("-", "_") == "__output_dir" for word in rest):
+        rest += ["--output_dir", f"output/explore-{explore.study}"]
+    arguments = parse_arguments(rest)
+    run = arguments[0]
+    if run.model_name_or_path:
+        raise ValueError("model_name_or_path: explore trains from scratch, since a pre-trained model has its size.")
+    flags = (word[2:].partition("=")[0].replace("-", "_") for word in rest if word.startswith("--"))
+    values = {name: value for part in arguments for name, value in vars(part).items()}
+    recipe = {"size": run.size, "num_train_epochs": values["num_train_epochs"]}
+    for name in [*read_recipe(run.recipe), *flags]:
+        if name in _OF_A_RECIPE:
+            recipe[name] = getattr(values[name], "value", values[name])  # a choice of transformers is an Enum
+    return explore, recipe, *arguments
 
 
 def complete_settings(settings: dict) -> dict:

@@ -1,4 +1,4 @@
-"""`vit-scratch predict | submit | evaluate | size | push | export`: all that is not training, by command."""
+"""`vit-scratch predict | submit | evaluate | size | explore | push | export`: all that is not training, by command."""
 
 import argparse
 import json
@@ -96,6 +96,22 @@ def size(arguments: argparse.Namespace) -> None:
     print(f"{kept / 2**20:,.0f} MiB of activations for a batch of {arguments.batch_size} in fp32")
 
 
+def explore(arguments: argparse.Namespace) -> None:
+    """Search for a size, or study sizes; what is finished is not done again."""
+    from .arguments import parse_exploration
+    from .explore import explore
+    from .findings import summary
+    from .publish import leave
+
+    told = parse_exploration(arguments.fields)
+    folder = told[-1].output_dir
+    try:
+        findings = explore(*told)
+    except KeyboardInterrupt:
+        leave(f"vit-scratch: stopped. What is finished is in {folder}; the same command goes on.")
+    print(f"{len(findings)} trials; {summary(findings)}\nAll of it lies in {folder}")
+
+
 def push(arguments: argparse.Namespace) -> None:
     """Upload what a run left to the Hub, or say what would go."""
     from .publish import Repository, files_to_push
@@ -180,6 +196,16 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--batch_size", type=int, default=128, help="For the memory (default: %(default)s).")
     command.set_defaults(run=size)
 
+    command = commands.add_parser(
+        "explore",
+        help="search for a size, or study sizes",
+        description="Trains many sizes on one schedule and leaves tables, plots and the best as a recipe. --study "
+        "search, size or data; --data SOURCE, --output_dir DIR, --trials N, --num_train_epochs E, --bounds FILE, "
+        "--max_parameters N, --max_flops N, --storage URL, and all flags of train.py for what is not varied.",
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=explore)
+
     command = commands.add_parser("push", help="upload a model to the Hub", allow_abbrev=False)
     command.add_argument("folder", metavar="DIR", help="Output folder of a run. It is only read.")
     command.add_argument("repository", metavar="USER/NAME", help="Made where there is none.")
@@ -201,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
         arguments, fields = build_parser().parse_known_args(argv)
-        if fields and arguments.run is not size:
+        if fields and arguments.run not in (size, explore):
             raise ValueError(f"unrecognized arguments: {' '.join(fields)}")
         arguments.fields = fields  # those of the config: their names are known where it is imported
         arguments.run(arguments)

@@ -1,10 +1,12 @@
 """What a size costs, without training it: parameters, FLOPs, memory."""
 
+import copy
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from .configuration_vit_scratch import ViTScratchConfig
 from .modeling_vit_scratch import ViTScratchConvStem, ViTScratchForImageClassification
@@ -65,6 +67,14 @@ def cost(config: ViTScratchConfig) -> Cost:
         "head": 2 * width * config.num_labels,
     }
     return Cost(parameters, flops, tokens)
+
+
+def module_cost(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Parameters, and FLOPs of the forward pass of one image `(num_channels, height, width)`, of any model."""
+    model = copy.deepcopy(model).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, *shape, device="meta"))
+    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops()
 
 
 @lru_cache(maxsize=4096)

@@ -1,10 +1,12 @@
 """What the device at hand does best: threads, allocator, attention, precision."""
 
 import ctypes
+import gc
 import os
 import platform
 import shutil
 import sys
+from pathlib import Path
 
 import torch
 
@@ -63,3 +65,43 @@ def computes_bf16(device: torch.device) -> bool:
     if device.type == "cpu":
         return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return False
+
+
+class PeakMemory:
+    """Within it, the most memory that was taken at a time, beyond what was taken at its beginning.
+
+    On a GPU that of torch's tensors, on Linux that of the whole process; elsewhere it is not known.
+
+    `megabytes` has it in the end, in 10^6 bytes, or None.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.megabytes: float | None = None
+        self.known = device.type == "cuda" or sys.platform == "linux"
+
+    def __enter__(self):
+        gc.collect()  # what came before must not count, nor be freed within
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif sys.platform == "linux":
+            libc = ctypes.CDLL(None)
+            if hasattr(libc, "malloc_trim"):  # what was freed and kept would hide what is taken now
+                libc.malloc_trim(0)
+            try:
+                Path("/proc/self/clear_refs").write_text("5")
+            except OSError:  # a container may forbid it: the peak would be that of the process so far
+                self.known = False
+        self._begin = self._taken("VmRSS") if self.known else 0
+        return self
+
+    def __exit__(self, *error):
+        if self.known:
+            self.megabytes = (self._taken("VmHWM") - self._begin) / 1e6
+
+    def _taken(self, field: str) -> int:
+        if self.device.type == "cuda":
+            now = field == "VmRSS"
+            return torch.cuda.memory_allocated(self.device) if now else torch.cuda.max_memory_allocated(self.device)
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])

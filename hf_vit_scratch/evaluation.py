@@ -13,7 +13,7 @@ from scipy.special import log_softmax, softmax
 from tqdm.auto import tqdm
 
 from . import data
-from .arguments import complete_settings
+from .arguments import TRAINING_OF_A_RECIPE, complete_settings
 from .competition import COMPETITION, SAMPLE
 from .configuration_vit_scratch import ViTScratchConfig
 from .corruption import SIDES, STRENGTHS, corrupt, shift
@@ -27,11 +27,6 @@ from .publish import EVALUATION_NAME, RESULTS_NAME, ROBUSTNESS_PLOT, SETTINGS_NA
 _OF_A_RUN = (
     *("data", "fold", "num_folds", "validation_size", "split_seed"),
     *("overwrite_output_dir", "attn_implementation"),
-)
-_TRAINING = (
-    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
-    *("weight_decay", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "label_smoothing_factor", "optim"),
-    *("max_grad_norm", "optim_args", "adam_beta1", "adam_beta2", "adam_epsilon"),
 )
 _WRITTEN = {EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT}
 
@@ -49,7 +44,7 @@ class Run:
     def recipe(self) -> dict:
         """All that runs of one recipe have in common, by name."""
         told = {**self.settings["run"], **self.settings["data"], **self.settings["augmentation"]}
-        told |= {name: self.settings["training"].get(name) for name in _TRAINING}
+        told |= {name: self.settings["training"].get(name) for name in TRAINING_OF_A_RECIPE}
         told |= {name: getattr(self.config, name) for name in ViTScratchConfig.__annotations__}
         return {name: value for name, value in told.items() if name not in _OF_A_RUN}
 

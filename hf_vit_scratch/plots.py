@@ -4,6 +4,7 @@ import os
 
 import matplotlib
 import numpy as np
+import pandas as pd
 
 from .corruption import UNITS
 
@@ -77,4 +78,59 @@ def plot_images(images: list[np.ndarray], titles: list[str], file: str | os.Path
         cell.set_title(title, fontsize=6)
     figure.tight_layout(pad=0.4)
     figure.savefig(file, dpi=100)
+    plt.close(figure)
+
+
+def pareto_front(points: pd.DataFrame, cost: str) -> pd.DataFrame:
+    """The points than which none both costs as little and errs less, by rising `cost`; columns as in `plot_sizes`."""
+    points = points.sort_values([cost, "error_rate"])
+    return points[points.error_rate < points.error_rate.cummin().shift(fill_value=float("inf"))]
+
+
+def plot_sizes(setups: pd.DataFrame, file: str | os.PathLike) -> None:
+    """Error rate against parameters, FLOPs and training time, the Pareto front of each marked.
+
+    `setups` has a row for each size: `error_rate`, its spread over seeds `error_rate_std`, `parameters`, `flops`,
+    `seconds`, `confirming`, and fields of the config, of which width tells the colours apart and depth the marks.
+    """
+    figure, panels = plt.subplots(1, 3, figsize=(13, 4.2), sharey=True, layout="constrained")
+    costs = {"parameters": "parameters", "flops": "FLOPs of an image's forward pass", "seconds": "seconds of training"}
+    chosen, confirmed = (setups[setups.confirming == value] for value in (False, True))
+    for panel, (name, label) in zip(panels, costs.items(), strict=True):
+        sizes = 12 * chosen.num_hidden_layers.astype(float)
+        points = panel.scatter(chosen[name], 100 * chosen.error_rate, sizes, chosen.hidden_size, cmap="viridis")
+        front = pareto_front(chosen, name)
+        panel.plot(front[name], 100 * front.error_rate, color="0.5", linewidth=1, zorder=0, label="Pareto front")
+        if len(confirmed):
+            bars = 100 * confirmed.error_rate_std
+            style = {"fmt": "*", "color": "C3", "markersize": 9, "capsize": 3}
+            panel.errorbar(confirmed[name], 100 * confirmed.error_rate, bars, label="confirmed, over seeds", **style)
+        panel.set(xscale="log", yscale="log" if (setups.error_rate > 0).all() else "linear", xlabel=label)
+        panel.grid(alpha=0.3, which="both")
+    panels[0].set_ylabel("wrong (%)")
+    panels[0].legend(fontsize=8)
+    figure.colorbar(points, ax=panels[-1], label="width; the larger a point, the deeper")
+    figure.savefig(file, dpi=120)
+    plt.close(figure)
+
+
+def plot_images_needed(setups: pd.DataFrame, file: str | os.PathLike) -> None:
+    """Error rate against the number of training images, a line for each family, with and without augmentation.
+
+    `setups` has a row for each point: `train_images`, `error_rate`, its spread over seeds `error_rate_std`, `family`,
+    `augmented`.
+    """
+    figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    for panel, augmented in zip(panels, (True, False), strict=True):
+        for family, line in setups[setups.augmented == augmented].groupby("family", sort=False):
+            line = line.sort_values("train_images")
+            rates, bars = 100 * line.error_rate, 100 * line.error_rate_std
+            panel.errorbar(line.train_images, rates, bars, marker="o", capsize=3, label=family)
+        title = "with augmentation" if augmented else "without"
+        scale = "log" if (setups.error_rate > 0).all() else "linear"
+        panel.set(title=title, xscale="log", yscale=scale, xlabel="training images")
+        panel.grid(alpha=0.3, which="both")
+    panels[0].set_ylabel("wrong (%)")
+    panels[0].legend()
+    figure.savefig(file, dpi=120)
     plt.close(figure)

@@ -9,31 +9,24 @@ import sys
 import tempfile
 import time
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from pathlib import Path
 
 import datasets
-import safetensors.torch
-import torch
 import transformers
 from accelerate import PartialState
-from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy, SaveStrategy
+from transformers import TrainerCallback, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, IntervalStrategy
 
 from . import data
 from .arguments import AugmentationArguments, DataArguments, RunArguments, complete_settings, parse_arguments
-from .augmentation import DigitAugmentation, RandomFlip
-from .batches import ImageBatches, PixelValues, keep_batch
+from .building import build_config, build_processor, build_trainer, check_arguments
 from .competition import COMPETITION, SAMPLE, SAMPLE_NOTICE
 from .configuration_vit_scratch import ViTScratchConfig
 from .device import can_compile, describe, fastest_attention, set_up_cpu
-from .image_processing_vit_scratch import ViTScratchImageProcessor
 from .inference import load_model, predict_logits, write_submission
 from .modeling_vit_scratch import ViTScratchForImageClassification
-from .optimizer import WithMuon
 from .plots import plot_confusion_matrix, plot_curves
-from .pretrained import Pretrained, load_pretrained, model_name
+from .pretrained import load_pretrained, model_name
 from .publish import (
     EVALUATION_NAME,
     RESULTS_NAME,
@@ -44,137 +37,11 @@ from .publish import (
     leave,
     write_card,
 )
+from .teacher import TEACHER_NAME, get_teacher
+from .trainer import ViTScratchTrainer, evaluate_logits
 
-AVERAGE_NAME = "average.safetensors"
 EXAMPLE_NAME = "example.png"
 EMISSIONS_NAME = "emissions.csv"  # of codecarbon, with --report_to codecarbon
-
-
-class WeightAverage(TrainerCallback):
-    """Exponential moving average of the weights: average <- decay * average + (1 - decay) * weights, at each step.
-
-    The decay rises to its value from 0.1, as (1 + step) / (10 + step), so that the first steps are soon forgotten.
-    """
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        self.average = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-
-    @torch.no_grad()
-    def on_step_end(self, args, state, control, **kwargs):
-        decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-        torch._foreach_lerp_(list(self.average.values()), list(self.parameters.values()), 1 - decay)
-
-    @contextmanager
-    def in_place(self):
-        """Within it the model has the averaged weights."""
-        self._swap()
-        try:
-            yield
-        finally:
-            self._swap()
-
-    @torch.no_grad()
-    def _swap(self):
-        for name, parameter in self.parameters.items():
-            weights = parameter.clone()
-            parameter.copy_(self.average[name])
-            self.average[name].copy_(weights)
-
-    def save(self, folder: str):
-        safetensors.torch.save_file(self.average, os.path.join(folder, AVERAGE_NAME))
-
-    def load(self, folder: str):
-        for name, tensor in safetensors.torch.load_file(os.path.join(folder, AVERAGE_NAME)).items():
-            self.average[name].copy_(tensor)
-
-
-class MildEnd(TrainerCallback):
-    """Weaken the augmentation for the last part of a run, so that it ends on images like those it is asked about.
-
-    Args:
-        augmentation: its `strength` is set.
-        fraction: of the run's steps, at its end.
-        strength: of the augmentation there, a factor.
-    """
-
-    def __init__(self, augmentation: DigitAugmentation, fraction: float, strength: float):
-        self.augmentation, self.fraction, self.strength = augmentation, fraction, strength
-
-    def on_step_begin(self, args, state, control, **kwargs):
-        at_the_end = state.global_step >= (1 - self.fraction) * state.max_steps
-        self.augmentation.strength = self.strength if at_the_end else 1.0
-
-
-class ViTScratchTrainer(Trainer):
-    """The Trainer, with batches that are augmented on the device, an average of the weights, and Muon where asked for.
-
-    A checkpoint to resume from holds raw weights and average side by side; evaluation, prediction and the final
-    `save_model` use the average.
-    """
-
-    def __init__(
-        self,
-        *args,
-        to_pixel_values: PixelValues,
-        ema_decay: float = 0.0,
-        muon_learning_rate: float | None = None,
-        **kwargs,
-    ):
-        super().__init__(*args, data_collator=keep_batch, **kwargs)
-        self.muon_learning_rate = muon_learning_rate
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("the average of the weights needs all of them on each device: no FSDP, no DeepSpeed.")
-        self.to_pixel_values = to_pixel_values.to(self.args.device)
-        self.average = WeightAverage(self.model, ema_decay)
-        self.add_callback(self.average)
-
-    def get_decay_parameter_names(self, model) -> list[str]:
-        """Matrices only: no biases, no norms, no class token, no position embeddings."""
-        layers = (
-            (name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))
-        )
-        return [f"{name}.weight" for name, _ in layers]
-
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        if self.optimizer is None and self.muon_learning_rate:
-            others = super().create_optimizer(model)
-            blocks = self.model.vit.layers
-            self.optimizer = WithMuon(blocks, others, self.muon_learning_rate, self.args.weight_decay)
-        return super().create_optimizer(model)
-
-    def training_step(self, model, inputs, *args, **kwargs):
-        return super().training_step(model, self._with_pixel_values(inputs, augment=True), *args, **kwargs)
-
-    def prediction_step(self, model, inputs, *args, **kwargs):
-        return super().prediction_step(model, self._with_pixel_values(inputs, augment=False), *args, **kwargs)
-
-    def _with_pixel_values(self, inputs, augment: bool):
-        inputs = self._prepare_inputs(inputs)
-        return {**inputs, "pixel_values": self.to_pixel_values(inputs["pixel_values"], augment)}
-
-    def evaluation_loop(self, *args, **kwargs):
-        with self.average.in_place():
-            return super().evaluation_loop(*args, **kwargs)
-
-    def save_model(self, output_dir=None, _internal_call=False):
-        if not _internal_call:
-            with self.average.in_place():
-                return super().save_model(output_dir, _internal_call)
-        super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
-            self.average.save(output_dir)
-
-    def _save(self, output_dir=None, state_dict=None):
-        # The Trainer's own also pickles the arguments, with a token for the Hub in clear.
-        if self.args.should_save:
-            self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
-            self.processing_class.save_pretrained(output_dir or self.args.output_dir)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.average.load(resume_from_checkpoint)
 
 
 class PushEverySave(TrainerCallback):
@@ -226,103 +93,6 @@ class PushEverySave(TrainerCallback):
         return found
 
 
-def _check_arguments(run: RunArguments, training: TrainingArguments):
-    if training.load_best_model_at_end:
-        raise ValueError(
-            "load_best_model_at_end picks an epoch by its validation score: the last weights are kept here."
-        )
-    if training.save_strategy == SaveStrategy.BEST:
-        raise ValueError("save_strategy best picks an epoch by its validation score: use steps or epoch.")
-    if training.push_to_hub and training.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
-        value = training.hub_strategy.value
-        raise ValueError(f"hub_strategy {value} uploads optimizer states: use end or every_save.")
-    if training.push_to_hub and not training.hub_model_id:
-        raise ValueError("push_to_hub wants --hub_model_id USER/NAME.")
-    if training.bf16_full_eval or training.fp16_full_eval:
-        raise ValueError("bf16_full_eval and fp16_full_eval would round the weights: evaluation is in full precision.")
-    if not 0 <= run.ema_decay < 1:
-        raise ValueError(f"ema_decay must be at least 0 and below 1, got {run.ema_decay}.")
-    if run.muon_learning_rate is not None and not run.muon_learning_rate >= 0:
-        raise ValueError(f"muon_learning_rate must be at least 0, got {run.muon_learning_rate}.")
-
-
-def build_config(
-    run: RunArguments,
-    model_arguments,
-    splits: datasets.DatasetDict,
-    training_data: str,
-    pretrained: Pretrained | None = None,
-) -> ViTScratchConfig:
-    """The config of the named size with the given fields; image size, channels and classes come from the data.
-
-    To fine-tune, size, image size and channels are those of the pre-trained model.
-    """
-    fields = {name: value for name, value in vars(model_arguments).items() if value is not None}
-    if isinstance(fields.get("image_size"), list) and len(fields["image_size"]) == 1:
-        fields["image_size"] = fields["image_size"][0]
-    names = splits["train"].features["label"].names
-    if pretrained is not None:
-        return pretrained.config_for(fields, names, training_data)
-    shape = data.image_shape(splits["train"])
-    if "image_size" not in fields:
-        if shape is None:
-            raise ValueError("the images differ in size: give --image_size, or --recipe photos-small for photographs.")
-        fields["image_size"] = shape[0] if shape[0] == shape[1] else list(shape[:2])
-    fields.setdefault("num_channels", 3 if shape is None else shape[2])
-    return ViTScratchConfig.from_size(
-        run.size,
-        **fields,
-        id2label=dict(enumerate(names)),
-        label2id={name: index for index, name in enumerate(names)},
-        training_data=[training_data],
-    )
-
-
-def build_processor(
-    config: ViTScratchConfig, crop_fraction: float | None = None, pretrained: Pretrained | None = None
-) -> ViTScratchImageProcessor:
-    """The processor for a config: resize to `image_size`, or resize the shorter side and crop the centre.
-
-    To fine-tune, normalization and, unless it is given, `crop_fraction` are those of the pre-trained model.
-    """
-    height, width = config.image_height_width
-    size, others = {"height": height, "width": width}, {"num_channels": config.num_channels}
-    if pretrained is not None:
-        others |= pretrained.preprocessing
-        crop_fraction = pretrained.crop_fraction if crop_fraction is None else crop_fraction
-    if crop_fraction is None:
-        return ViTScratchImageProcessor(size=size, **others)
-    if not 0 < crop_fraction <= 1:
-        raise ValueError(f"crop_fraction must be above 0 and at most 1, got {crop_fraction}.")
-    shorter = {"shortest_edge": round(max(height, width) / crop_fraction)}
-    return ViTScratchImageProcessor(
-        size=shorter, do_center_crop=True, crop_size=size, default_to_square=False, **others
-    )
-
-
-def build_augmentation(arguments: AugmentationArguments) -> nn.Module | None:
-    """The module that changes a training batch on the device, or None."""
-    if arguments.augmentation == "none":
-        return None
-    if arguments.augmentation == "digits":
-        if not 0 <= arguments.mild_fraction <= 1:
-            raise ValueError(f"mild_fraction must be from 0 to 1, got {arguments.mild_fraction}.")
-        if not arguments.mild_strength >= 0:
-            raise ValueError(f"mild_strength must be at least 0, got {arguments.mild_strength}.")
-        return DigitAugmentation(
-            arguments.rotation_degrees,
-            arguments.scale_range,
-            arguments.shear_degrees,
-            arguments.shift_pixels,
-            arguments.elastic_pixels,
-        )
-    if arguments.augmentation == "photos":
-        if not 0 < arguments.min_crop_area <= 1:
-            raise ValueError(f"min_crop_area must be above 0 and at most 1, got {arguments.min_crop_area}.")
-        return RandomFlip()
-    raise ValueError(f"augmentation must be none, digits or photos, got {arguments.augmentation!r}.")
-
-
 def find_checkpoint(training: TrainingArguments) -> str | None:
     """The checkpoint to go on from: a folder as given, or for `true` the newest whole one in the output folder."""
     wanted = training.resume_from_checkpoint
@@ -350,6 +120,7 @@ def _check_resumable(config: ViTScratchConfig, settings: dict, checkpoint: str):
     written = complete_settings(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     before, now = ({**told.get("data", {}), **told.get("run", {})} for told in (written, settings))
     names = ("data", "validation_size", "split_seed", "fold", "num_folds", "model_name_or_path", "muon_learning_rate")
+    names += ("teacher_epochs", "teacher_weight", "teacher_temperature")
     for name in names:
         if name in before and before[name] != now[name]:
             raise ValueError(f"cannot resume: {checkpoint} has {name} {before[name]!r}, this run {now[name]!r}.")
@@ -359,6 +130,8 @@ def _check_resumable(config: ViTScratchConfig, settings: dict, checkpoint: str):
             raise ValueError(
                 f"cannot resume: {checkpoint} has {name} {getattr(old, name)!r}, this run {getattr(new, name)!r}."
             )
+    if now["teacher_epochs"] and not (Path(checkpoint).parent / TEACHER_NAME).is_file():
+        raise ValueError(f"cannot resume: {TEACHER_NAME}, the run's teacher, is not beside {checkpoint}.")
     if old.id2label != new.id2label:
         raise ValueError(f"cannot resume: {checkpoint} has other classes than this run.")
 
@@ -411,21 +184,8 @@ def _remove_old_run(folder: Path):
     """What a new run might not replace, and would then be taken for its own."""
     for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         shutil.rmtree(checkpoint)
-    for name in ("submission.csv", "confusion_matrix.png", EXAMPLE_NAME, EMISSIONS_NAME):
+    for name in ("submission.csv", "confusion_matrix.png", EXAMPLE_NAME, EMISSIONS_NAME, TEACHER_NAME):
         (folder / name).unlink(missing_ok=True)
-
-
-def evaluate_logits(logits: torch.Tensor, labels: list[int]) -> dict:
-    """All metrics of [`ClassifierMetrics`] for logits `(num_images, num_labels)` and labels `(num_images,)`."""
-    from .metrics import ClassifierMetrics  # late: evaluate takes seconds to import
-
-    probabilities = logits.double().softmax(dim=-1).float().numpy()
-    return ClassifierMetrics().compute(predictions=probabilities, references=labels)
-
-
-def _metrics_during_training(prediction) -> dict:
-    results = evaluate_logits(torch.from_numpy(prediction.predictions), prediction.label_ids)
-    return {key: value for key, value in results.items() if not isinstance(value, list)}
 
 
 def train(
@@ -440,7 +200,7 @@ def train(
     Raises: ValueError or OSError, in one line, for anything that the user can put right.
     """
     state = PartialState()
-    _check_arguments(run, training)
+    check_arguments(run, training)
     repository = _repository(training) if training.push_to_hub else None
     set_up_cpu()
     if training.torch_compile and not can_compile():
@@ -488,21 +248,7 @@ def train(
     if pretrained and not checkpoint and state.is_main_process:
         print(pretrained.describe(config), flush=True)
     del pretrained  # two models would lie in memory
-    on_device = build_augmentation(augmentation)
-    min_crop_area = augmentation.min_crop_area if augmentation.augmentation == "photos" else None
-    trainer = ViTScratchTrainer(
-        model,
-        training,
-        train_dataset=ImageBatches(splits["train"], processor, min_crop_area),
-        eval_dataset=ImageBatches(splits["validation"], processor) if "validation" in splits else None,
-        processing_class=processor,
-        compute_metrics=_metrics_during_training,
-        to_pixel_values=PixelValues(processor, on_device),
-        ema_decay=run.ema_decay,
-        muon_learning_rate=run.muon_learning_rate,
-    )
-    if isinstance(on_device, DigitAugmentation) and augmentation.mild_fraction:
-        trainer.add_callback(MildEnd(on_device, augmentation.mild_fraction, augmentation.mild_strength))
+    trainer = build_trainer(model, processor, splits, run, augmentation, training)
     facts = {
         "data": data.source_name(data_arguments.data),
         "recipe": Path(run.recipe).stem,
@@ -515,8 +261,6 @@ def train(
     }
     if repository and training.hub_strategy == HubStrategy.EVERY_SAVE:
         trainer.add_callback(PushEverySave(trainer, repository, facts))
-    # Same weights in all processes, but each augments its images in its own way.
-    transformers.set_seed(training.seed + state.process_index)
     state.wait_for_everyone()  # nobody writes before all have looked
     if state.is_main_process:
         if checkpoint is None and run.overwrite_output_dir:
@@ -527,6 +271,13 @@ def train(
         if facts["data"] in (SAMPLE, COMPETITION):  # public digits; an image of the user's own is not for a card
             example = splits["validation" if "validation" in splits else "train"][0]["image"]
             example.save(Path(training.output_dir) / EXAMPLE_NAME)
+    if run.teacher_epochs:
+        before = Path(checkpoint).parent if checkpoint else None
+        teacher, taught = get_teacher(config, processor, splits["train"], run, augmentation, training, before)
+        trainer.learn_from(teacher, run.teacher_weight, run.teacher_temperature)
+        facts |= taught
+    # Same weights in all processes, but each augments its images in its own way.
+    transformers.set_seed(training.seed + state.process_index)
     measured = trainer.train(resume_from_checkpoint=checkpoint).metrics
     measured.pop("total_flos", None)  # an estimate for language models, by the number of pixels in place of tokens
     results = {**facts, **measured, **_energy(Path(training.output_dir))}

@@ -8,9 +8,9 @@ from PIL import Image
 from hf_vit_scratch import data
 from hf_vit_scratch.arguments import parse_arguments
 from hf_vit_scratch.batches import ImageBatches, PixelValues
+from hf_vit_scratch.building import build_processor
 from hf_vit_scratch.configuration_vit_scratch import ViTScratchConfig
 from hf_vit_scratch.image_processing_vit_scratch import ViTScratchImageProcessor
-from hf_vit_scratch.training import build_processor
 
 DIGITS = ViTScratchConfig.from_size("digits-tiny")
 

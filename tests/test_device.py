@@ -4,7 +4,7 @@ import sys
 import pytest
 import torch
 
-from hf_vit_scratch.device import best_device, computes_bf16, fastest_attention
+from hf_vit_scratch.device import PeakMemory, best_device, computes_bf16, fastest_attention
 
 
 @pytest.mark.parametrize(("world", "share"), [("1", 1), ("2", 2)])
@@ -29,6 +29,17 @@ def test_a_number_of_threads_that_the_user_chose_is_kept():
     environment = {"OMP_NUM_THREADS": "7", "LOCAL_WORLD_SIZE": "2", "PATH": "/usr/bin:/bin"}
     command = [sys.executable, "-c", code]
     assert subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip() == "7"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak of a process is not known")
+def test_the_peak_of_memory_is_that_of_what_was_taken_within_and_freed_again():
+    taken = torch.ones(75_000_000)  # 300 MB, and freed before
+    del taken
+    with PeakMemory(torch.device("cpu")) as memory:
+        taken = torch.ones(50_000_000)
+        del taken
+        torch.ones(1_000_000)
+    assert 195 < memory.megabytes < 260
 
 
 def test_the_device_is_one_that_can_be_used():

@@ -22,9 +22,10 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchImageProcessor
 from hf_vit_scratch.arguments import parse_arguments
+from hf_vit_scratch.building import build_processor
 from hf_vit_scratch.inference import load_model
 from hf_vit_scratch.pretrained import load_pretrained, model_name
-from hf_vit_scratch.training import build_processor, main
+from hf_vit_scratch.training import main
 
 SIZES = dict(image_size=32, patch_size=8, num_channels=3, hidden_size=16, num_hidden_layers=2)
 SIZES |= dict(num_attention_heads=2, intermediate_size=32)

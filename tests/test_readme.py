@@ -54,6 +54,8 @@ def test_the_commands_of_the_readme_run(folder, environment):
     assert len(commands()) >= 6
     for command in commands():
         words = shlex.split(command)
+        if words[:2] == ["vit-scratch", "explore"]:
+            words += ["--trials", "1", "--num_train_epochs", "1", "--torch_compile", "false", "--use_cpu", "true"]
         if words[0] == "vit-scratch":
             words = [sys.executable, "-c", "from hf_vit_scratch.cli import main; main()", *words[1:]]
         elif words[0] == "torchrun":

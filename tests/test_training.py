@@ -18,7 +18,8 @@ from transformers import TrainerState, TrainingArguments
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification
 from hf_vit_scratch.arguments import parse_arguments
 from hf_vit_scratch.augmentation import DigitAugmentation
-from hf_vit_scratch.training import MildEnd, ViTScratchTrainer, WeightAverage, main
+from hf_vit_scratch.trainer import MildEnd, ViTScratchTrainer, WeightAverage
+from hf_vit_scratch.training import main
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 
@@ -150,11 +151,11 @@ def same(one, other) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("optimizer", [[], ["--muon_learning_rate", "1e-3"]])
-def test_a_seed_repeats_a_run_and_a_resumed_run_ends_as_if_never_stopped(optimizer, digits, tmp_path):
+@pytest.mark.parametrize("more", [[], ["--muon_learning_rate", "1e-3"], ["--teacher_epochs", "2"]])
+def test_a_seed_repeats_a_run_and_a_resumed_run_ends_as_if_never_stopped(more, digits, tmp_path):
     arguments = ["--data", digits, *TINY, "--num_train_epochs", "4", "--save_steps", "5", "--eval_strategy", "no"]
     arguments += ["--hidden_dropout_prob", "0.1", "--drop_path_rate", "0.1", "--save_total_limit", "9"]
-    arguments += ["--augmentation", "digits", "--mild_fraction", "0.3", *optimizer]
+    arguments += ["--augmentation", "digits", "--mild_fraction", "0.3", *more]
     main([*arguments, "--output_dir", str(tmp_path / "whole")])
     main([*arguments, "--output_dir", str(tmp_path / "other"), "--seed", "7"])
     assert not same(weights(tmp_path / "whole"), weights(tmp_path / "other"))
@@ -235,6 +236,20 @@ def test_the_average_follows_its_closed_form():
     with average.in_place():
         torch.testing.assert_close(model.weight.detach(), expected)
     torch.testing.assert_close(model.weight.detach(), raw, rtol=0, atol=0)
+
+
+def test_the_statistics_of_a_batch_norm_are_averaged_with_the_weights():
+    model = nn.BatchNorm1d(2, momentum=1.0)  # its running mean is that of the last batch
+    average, state = WeightAverage(model, decay=0.25), type("State", (), {})()
+    for step, mean in ((1, 3.0), (2, 5.0)):
+        model(torch.full((4, 2), mean))
+        state.global_step = step
+        average.on_step_end(None, state, None)
+    first = (1 - 2 / 11) * 3.0
+    with average.in_place():
+        torch.testing.assert_close(model.running_mean, torch.full((2,), 0.25 * first + 0.75 * 5.0))
+        assert model.num_batches_tracked == 2
+    torch.testing.assert_close(model.running_mean, torch.full((2,), 5.0))
 
 
 def test_augmentation_is_mild_for_the_last_part_of_the_steps():
@@ -319,6 +334,9 @@ def test_every_recipe_of_the_package_can_be_read(recipe):
         (["--data", "{digits}", "--resume_from_checkpoint", "true"], "no whole checkpoint"),
         (["--data", "{digits}", "--ema_decay", "1.5"], "ema_decay"),
         (["--data", "{digits}", "--muon_learning_rate", "-1"], "muon_learning_rate"),
+        (["--data", "{digits}", "--teacher_epochs", "-1"], "teacher_epochs"),
+        (["--data", "{digits}", "--teacher_weight", "2"], "teacher_weight"),
+        (["--data", "{digits}", "--teacher_temperature", "0"], "teacher_temperature"),
         (["--data", "{digits}", "--augmentation", "digits", "--mild_fraction", "2"], "mild_fraction"),
         (["--data", "{digits}", "--augmentation", "digits", "--mild_strength", "-1"], "mild_strength"),
         (["--data", "{digits}", "--fold", "6"], "got fold 6 of 5"),

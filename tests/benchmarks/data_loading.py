@@ -20,9 +20,9 @@ print(time.perf_counter() - start)
 """
 LOAD = """
 import sys, time
+from hf_vit_scratch import ViTScratchImageProcessor
 from hf_vit_scratch.batches import ImageBatches
 from hf_vit_scratch.data import load
-from hf_vit_scratch.training import ViTScratchImageProcessor
 processor = ViTScratchImageProcessor(num_channels=1, size={"height": 28, "width": 28})
 start = time.perf_counter()
 splits = load(sys.argv[1], cache_dir=sys.argv[2])

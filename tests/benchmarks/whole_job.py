@@ -51,18 +51,18 @@ def bare_loop(trainer, warmup: int, steps: int) -> float:
 
 
 def run_ours(recipe: str, warmup: int, steps: int, folder: str) -> list[float]:
-    from hf_vit_scratch import training
+    from hf_vit_scratch import building, training
 
     timer, bare = Timer(warmup), []
 
-    class TimedTrainer(training.ViTScratchTrainer):
+    class TimedTrainer(building.ViTScratchTrainer):
         def train(self, *args, **kwargs):
             self.add_callback(timer)
             result = super().train(*args, **kwargs)
             bare.append(bare_loop(self, warmup, steps))
             return result
 
-    training.ViTScratchTrainer = TimedTrainer
+    building.ViTScratchTrainer = TimedTrainer
     # 4,480 rows are 35 whole batches of 128: one shape to compile.
     flags = ["--validation_size", "0.104", "--max_steps", str(warmup + steps), "--eval_strategy", "no"]
     # A ratio of so short a run would log at every step.

@@ -1,0 +1,358 @@
+"""Searches and studies with models that train in a fraction of a second."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import competition_zip
+from test_cli import refused
+
+from hf_vit_scratch import ViTScratchConfig, data, explore, training
+from hf_vit_scratch.arguments import parse_exploration
+from hf_vit_scratch.cli import main
+from hf_vit_scratch.cnn import ConvNet, widths_for
+from hf_vit_scratch.cost import cost, module_cost
+from hf_vit_scratch.findings import write_findings
+from hf_vit_scratch.plots import pareto_front
+
+MODEL = ["--hidden_size", "8", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--intermediate_size", "16"]
+RUN = ["--num_train_epochs", "1", "--per_device_train_batch_size", "20", "--torch_compile", "false", "--bf16", "false"]
+FLAGS = [*MODEL, *RUN, "--validation_size", "0.2", "--learning_rate", "1e-2", "--use_cpu", "true"]
+BOUNDS = {
+    "search": {
+        "hidden_size": [8, 12, 16],
+        "num_hidden_layers": {"low": 1, "high": 2},
+        "num_attention_heads": [2, 3],
+        "patch_size": [4, 7, 14],
+        "mlp_ratio": [2],
+    },
+    "size": {"hidden_size": [16, 8], "num_hidden_layers": [1, 2], "learning_rate": [1e-4, "1e-2"]},
+    "data": {"fraction": [0.5, 1.0], "learning_rate": [1e-3, 1e-2]},
+}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A competition zip of 200 labelled images, and a YAML file of bounds for each kind of study."""
+    folder = tmp_path_factory.mktemp("explore")
+    competition_zip(folder / "digits.zip")
+    for kind, bounds in BOUNDS.items():
+        (folder / f"{kind}.yaml").write_text(yaml.safe_dump(bounds))
+    return folder
+
+
+def command(source: Path, kind: str, output: Path, *more: str) -> list[str]:
+    told = ["explore", "--data", str(source / "digits.zip"), "--study", kind, "--bounds", str(source / f"{kind}.yaml")]
+    return [*told, "--output_dir", str(output), *FLAGS, *more]
+
+
+def rows(output: Path) -> list[dict]:
+    with open(output / "results.csv", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def process(source: Path, kind: str, output: Path, *more: str, before: str = "", **others) -> subprocess.Popen:
+    code = f"import sys; {before}\nfrom hf_vit_scratch.cli import main; main(sys.argv[1:])"
+    words = [sys.executable, "-c", code, *command(source, kind, output, *more)]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **others)
+
+
+def wait_for_a_trial(running: subprocess.Popen, output: Path) -> None:
+    while not (output / "results.csv").exists():
+        assert running.poll() is None, running.stderr.read()
+        time.sleep(0.05)
+
+
+def test_the_cnn_costs_about_what_digits_tiny_does_and_sees_every_pixel_twice_before_it_halves_the_image():
+    model = ConvNet(1, 10)
+    parameters, flops = module_cost(model, (1, 28, 28))
+    assert parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert widths_for(4 * parameters, 1, 10) == (32, 80, 320)
+    convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
+    positions = (784, 784, 196, 196, 49, 49)
+    by_hand = sum(2 * n * conv.weight.numel() for n, conv in zip(positions, convolutions, strict=True))
+    assert flops == by_hand + 2 * model.head.weight.numel()
+    for fields in ({}, {"stem": "conv", "stem_depth": 2}):
+        vit = cost(ViTScratchConfig.from_size("digits-tiny", num_labels=10, **fields))
+        assert 0.8 < parameters / vit.total_parameters < 1.25
+        assert 0.8 < flops / vit.total_flops < 1.5
+    assert model(torch.randn(2, 1, 28, 28)).logits.shape == (2, 10)
+
+
+def test_a_search_tries_sizes_that_can_work_within_the_limits_and_leaves_a_recipe(source, tmp_path, capsys):
+    limit = 5000
+    main(command(source, "search", tmp_path / "out", "--trials", "14", "--max_parameters", str(limit)))
+    assert "14 trials" in capsys.readouterr().out
+    found = rows(tmp_path / "out")
+    assert len(found) == 14  # TPE begins after ten
+    assert {row["state"] for row in found} <= {"complete", "stopped early"}
+    for row in found:
+        width, heads, patch = (int(row[n]) for n in ("hidden_size", "num_attention_heads", "patch_size"))
+        assert width % heads == 0 and 28 % patch == 0 and (row["stem"] == "patch" or patch == 4)
+        assert int(row["intermediate_size"]) == 2 * width
+        if row["state"] == "complete":
+            assert int(float(row["parameters"])) <= limit
+            assert float(row["error_rate"]) == int(float(row["errors"])) / 40
+            assert float(row["images_per_second"]) > 0 and float(row["peak_memory_mb"]) >= 0
+    assert len({tuple(row[name] for name in ("hidden_size", "patch_size", "learning_rate")) for row in found}) > 4
+    table = (tmp_path / "out" / "results.md").read_text()
+    assert "120 images" in table and "40 held-out images" in table
+    assert (tmp_path / "out" / "sizes.png").read_bytes().startswith(b"\x89PNG")
+
+    best = min(
+        (row for row in found if row["state"] == "complete"), key=lambda row: float(row["negative_log_likelihood"])
+    )
+    recipe = ["--recipe", str(tmp_path / "out" / "best.yaml"), "--max_steps", "2", "--use_cpu", "true"]
+    training.main(["--data", str(source / "digits.zip"), *recipe, "--output_dir", str(tmp_path / "run")])
+    config = ViTScratchConfig.from_pretrained(tmp_path / "run")
+    for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size", "stem"):
+        assert str(getattr(config, name)) == best[name]
+    assert config.pooling == best["pooling"] and config.position_embedding == best["position_embedding"]
+    assert yaml.safe_load((tmp_path / "out" / "best.yaml").read_text())["learning_rate"] == float(
+        best["learning_rate"]
+    )
+
+
+def test_a_search_goes_on_and_keeps_what_is_finished(source, tmp_path):
+    main(command(source, "search", tmp_path, "--trials", "2"))
+    before = rows(tmp_path)
+    main(command(source, "search", tmp_path, "--trials", "3"))
+    assert rows(tmp_path)[:2] == before and len(rows(tmp_path)) == 3
+    assert len({row["learning_rate"] for row in rows(tmp_path)}) == 3  # not the same draws once more
+
+
+def test_ctrl_c_leaves_the_report_of_what_is_finished_and_the_trial_is_done_again(source, tmp_path):
+    running = process(source, "search", tmp_path, "--trials", "200")
+    wait_for_a_trial(running, tmp_path)
+    running.send_signal(signal.SIGINT)
+    _, error = running.communicate()
+    assert running.returncode == 130 and "the same command goes on" in error
+    assert (tmp_path / "results.md").exists() and (tmp_path / "sizes.png").exists()
+    before = rows(tmp_path)
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/trials.db")
+    waiting = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.WAITING]
+    main(command(source, "search", tmp_path, "--trials", str(len(before) + 1)))
+    after = rows(tmp_path)
+    assert after[: len(before)] == before and len(after) == len(before) + 1
+    if waiting:  # it was broken off in a training, not between two
+        assert float(after[-1]["learning_rate"]) == waiting[0].params["learning_rate"]
+
+
+def test_a_killed_study_goes_on(source, tmp_path, monkeypatch):
+    running = process(source, "size", tmp_path)
+    wait_for_a_trial(running, tmp_path)
+    running.kill()
+    running.communicate()
+    before = rows(tmp_path)
+    monkeypatch.setattr(explore, "_STALE_SECONDS", 3)
+    main(command(source, "size", tmp_path))
+    after = rows(tmp_path)
+    assert after[: len(before)] == before
+    assert len(after) == 4 + 2 + 9
+
+
+def test_the_study_of_sizes(source, tmp_path):
+    main(command(source, "size", tmp_path))
+    found = rows(tmp_path)
+    choosing = [row for row in found if row["confirming"] == "False"]
+    confirmed = [row for row in found if row["confirming"] == "True"]
+    sizes = {(row["hidden_size"], row["num_hidden_layers"]) for row in choosing}
+    assert sizes == {("8", "1"), ("8", "2"), ("16", "1"), ("16", "2")}
+    assert all(row["intermediate_size"] == str(2 * int(row["hidden_size"])) for row in found)  # the recipe's ratio
+    best = {}
+    for width in ("8", "16"):  # a rate for each width, by the depth that was tried with all
+        tried = [row for row in choosing if (row["hidden_size"], row["num_hidden_layers"]) == (width, "2")]
+        assert {float(row["learning_rate"]) for row in tried} == {1e-4, 1e-2}
+        rate = min(tried, key=lambda row: float(row["negative_log_likelihood"]))["learning_rate"]
+        grid = [row for row in choosing if row["hidden_size"] == width and row["learning_rate"] == rate]
+        assert len(grid) == 2
+        best |= {(row["hidden_size"], row["num_hidden_layers"]): float(row["negative_log_likelihood"]) for row in grid}
+    finalists = sorted(best, key=best.get)[:3]
+    again = [(row["hidden_size"], row["num_hidden_layers"], row["seed"]) for row in confirmed]
+    assert sorted(again) == sorted((*size, seed) for size in finalists for seed in "123")
+    assert "## Confirmed" in (tmp_path / "results.md").read_text()
+
+
+def test_the_rows_that_confirm_take_no_part_in_anything_else(source, tmp_path):
+    explorer = explore.Explorer(*parse_exploration(command(source, "size", tmp_path)[1:]))
+    parts = [set(data.row_numbers(part).tolist()) for part in explorer.splits.values()]
+    assert [len(part) for part in parts] == [120, 40, 40]
+    assert set.union(*parts) == set(range(200))
+    spec = explore.Spec("ViT", explorer.fields({}), 1e-2, seed=3, fraction=0.5)
+    half = explorer._images(spec)
+    assert len(half) == 60 and set(data.row_numbers(half).tolist()) < parts[0]
+    other = explorer._images(explore.Spec("ViT", {}, 1e-2, seed=4, fraction=0.5))
+    assert data.row_numbers(half).tolist() != data.row_numbers(other).tolist()
+    labels = [sum(label == k for label in half["label"][:]) for k in range(10)]
+    assert labels == [6] * 10
+    once, again = explorer.train(spec), explorer.train(spec)
+    assert (once["negative_log_likelihood"], once["curve"]) == (again["negative_log_likelihood"], again["curve"])
+    assert once["train_images"] == 60
+
+
+def test_the_study_of_data(source, tmp_path):
+    main(command(source, "data", tmp_path, "--patch_size", "4", "--augmentation", "digits"))
+    found = rows(tmp_path)
+    families = ("plain ViT", "ViT with convolutional stem", "CNN")
+    assert len(found) == 3 * 2 + 3 * 2 * 3 * 2
+    for family in families:
+        confirmed = [row for row in found if row["family"] == family and row["confirming"] == "True"]
+        points = {(row["fraction"], row["augmented"], row["seed"]) for row in confirmed}
+        assert points == {(f, a, s) for f in ("0.5", "1.0") for a in ("True", "False") for s in "123"}
+        assert len({row["learning_rate"] for row in confirmed}) == 1
+        assert {row["train_images"] for row in confirmed} == {"60", "120"}
+    assert (tmp_path / "images.png").read_bytes().startswith(b"\x89PNG")
+    vits = [row for row in found if row["confirming"] == "False" and row["family"] != "CNN"]
+    best = min(vits, key=lambda row: float(row["negative_log_likelihood"]))
+    told = yaml.safe_load((tmp_path / "best.yaml").read_text())
+    assert (told["stem"], told["learning_rate"]) == (best["stem"], float(best["learning_rate"]))
+    assert str(told.get("stem_depth", "")) == best["stem_depth"].removesuffix(".0")
+
+
+def test_two_processes_share_a_study(source, tmp_path):
+    storage = f"sqlite:///{tmp_path}/both.db"
+    optuna.storages.RDBStorage(storage)  # makes the tables
+    both = [process(source, "size", tmp_path / name, "--storage", storage) for name in ("one", "two")]
+    for running in both:
+        _, error = running.communicate()
+        assert running.returncode == 0, error
+    for name in ("one", "two"):
+        found = rows(tmp_path / name)
+        assert len(found) == 15
+        names = ("hidden_size", "num_hidden_layers", "learning_rate", "seed", "confirming")
+        assert len({tuple(row[n] for n in names) for row in found}) == 15
+
+
+def test_ctrl_c_in_the_study_of_data_leaves_a_report(source, tmp_path):
+    running = process(source, "data", tmp_path, "--patch_size", "4")
+    wait_for_a_trial(running, tmp_path)
+    running.send_signal(signal.SIGINT)
+    _, error = running.communicate()
+    assert running.returncode == 130 and "the same command goes on" in error, error
+    assert "On the rows for choosing" in (tmp_path / "results.md").read_text()
+
+
+def test_muons_rate_goes_with_the_learning_rate_and_flags_may_have_dashes(source, tmp_path):
+    told = command(source, "search", tmp_path, "--trials", "1", "--muon-learning-rate", "2e-2", "--report-to", "none")
+    main(told)
+    (row,) = rows(tmp_path)
+    recipe = yaml.safe_load((tmp_path / "best.yaml").read_text())
+    assert recipe["muon_learning_rate"] == pytest.approx(2 * float(row["learning_rate"]))  # as 2e-2 to 1e-2
+    assert "report_to" not in recipe
+
+
+def finding(trial: int, seed: int, errors: int, *, width: int = 8, confirming: bool = False, curve=(2.0, 1.0)) -> dict:
+    spec = explore.Spec("ViT", {"hidden_size": width, "num_hidden_layers": 2}, 1e-3, seed, confirming=confirming)
+    costs = {"parameters": width, "flops": width, "seconds": 1.0, "seconds_per_epoch": 1.0, "images_per_second": 1.0}
+    return {
+        **{"trial": trial, "state": "complete", "spec": vars(spec), "value": errors / 100, **costs},
+        **{"train_images": 10, "peak_memory_mb": None, "hardware": "one", "errors": errors, "num_images": 200},
+        **{"negative_log_likelihood": errors / 100, "curve": list(curve)},
+    }
+
+
+def test_the_report_has_the_spread_over_seeds_and_says_which_curves_still_fell(tmp_path):
+    found = [finding(0, 0, 9, curve=(1.0, 0.96)), finding(1, 0, 5, width=16, curve=(1.0, 0.94))]
+    found += [finding(2 + seed, seed, errors, width=16, confirming=True) for seed, errors in enumerate((4, 6, 11))]
+    settings = {"study": "size", "data": "digits", "images": [10, 200, 200], "recipe": {"num_train_epochs": 2.0}}
+    write_findings(found, tmp_path, settings)
+    table = (tmp_path / "results.md").read_text()
+    confirmed, choosing = table.partition("## Confirmed")[2].split("## On the rows")
+    assert "| 16 | 16 | 0.0 | 1.0 | 1 |  | 3 | 7.0 ± 3.6 | 3.50 ± 1.80% | 0.0700 ± 0.0361 | 3 |" in confirmed
+    assert "| 8 | 8 | 0.0 | 1.0 | 1 |  | 1 | 9 | 4.50% | 0.0900 |  |" in choosing
+    assert "| 1 | 5 | 2.50% | 0.0500 | 1 |" in choosing
+    assert "In 4 of 5 trainings" in table
+    best = (tmp_path / "best.yaml").read_text()
+    assert "5 wrong of 200 on the rows that it was chosen on" in best and "7.0 ± 3.6 wrong of 200 others" in best
+    assert yaml.safe_load(best)["hidden_size"] == 16
+
+
+def test_the_pareto_front():
+    points = pd.DataFrame({"flops": [3, 1, 2, 2, 3, 4], "error_rate": [0.2, 0.5, 0.6, 0.4, 0.3, 0.2]})
+    front = pareto_front(points, "flops")
+    assert list(zip(front.flops, front.error_rate, strict=True)) == [(1, 0.5), (2, 0.4), (3, 0.2)]
+
+
+def test_a_hopeless_trial_is_stopped_early(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(optuna.pruners.PercentilePruner, "prune", lambda self, study, trial: trial.number == 1)
+    main(command(source, "search", tmp_path, "--trials", "2"))
+    assert [row["state"] for row in rows(tmp_path)] == ["complete", "stopped early"]
+    assert rows(tmp_path)[1]["errors"] == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "words"),
+    [
+        ("search", ["--max_parameters", "10"], "no size is within the bounds and limits: max_parameters 10"),
+        ("size", ["--max_flops", "1e2"], "no size is within the bounds and limits"),
+        ("search", ["--trials", "0"], "trials must be at least 1"),
+        ("search", ["--max_flops", "-1"], "max_flops must be above 0"),
+        ("search", ["--max_steps", "5"], "max_steps"),
+        ("search", ["--teacher_epochs", "1"], "teacher_epochs must be 0 here"),
+        ("search", ["--num_train_epochs", "0"], "num_train_epochs must be above 0"),
+        ("search", ["--validation_size", "0"], "validation_size must be above 0"),
+        ("search", ["--bounds", "{folder}/unknown.yaml"], "unknown depth; expected hidden_size"),
+        ("search", ["--bounds", "{folder}/empty.yaml"], "hidden_size must be a list, or low and high, of values like"),
+        ("search", ["--bounds", "{folder}/crossed.yaml"], "num_hidden_layers must be"),
+        ("search", ["--bounds", "{folder}/list.yaml"], "must be a mapping of names to values, got list"),
+        ("search", ["--bounds", "{folder}/excluding.yaml"], "no size is within the bounds"),
+        ("search", ["--bounds", "{folder}/missing.yaml"], "missing.yaml"),
+        ("search", ["--storage", "sqlite:////nowhere/at/all.db"], "no trials can be stored in sqlite:////nowhere"),
+        ("search", ["--storage", "trials"], "no trials can be stored in trials"),
+        ("search", ["--hiden_size", "8"], "--hiden_size"),
+        ("data", ["--patch_size", "7"], "needs a patch_size that is a power of 2"),
+        ("search", ["--model_name_or_path", "x"], "explore trains from scratch"),
+        ("search", ["--ema_decay", "1.5"], "ema_decay"),
+        ("search", ["--push_to_hub", "true", "--hub_model_id", "alice/x"], "push_to_hub: there is not one model here"),
+        ("search", ["--per_device_train_batch_size", "150"], "120 training images are less than a batch of 150"),
+        ("search", ["--bounds", "{folder}/step.yaml"], "num_hidden_layers must be"),
+        ("data", ["--bounds", "{folder}/fraction.yaml"], "fraction must be a list of values like 0.05, got [5, 100]"),
+        ("data", ["--max_flops", "1e9"], "max_parameters and max_flops are for the studies search and size"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line_before_anything_is_written(source, tmp_path, capsys, kind, more, words):
+    for name, text in {
+        "unknown": "depth: [1]",
+        "empty": "hidden_size: []",
+        "step": "num_hidden_layers: {low: 1, high: 4, step: '2'}",
+        "fraction": "fraction: [5, 100]",
+        "crossed": "num_hidden_layers: {low: 3, high: 1}",
+        "list": "[1, 2]",
+        "excluding": "hidden_size: [10]\nnum_attention_heads: [3]",
+    }.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    told = command(source, kind, tmp_path / "out", *(word.format(folder=tmp_path) for word in more))
+    assert words in refused(capsys, *told)
+    assert not (tmp_path / "out" / "results.csv").exists()
+
+
+def test_an_unknown_study_is_refused(source, tmp_path, capsys):
+    line = refused(capsys, "explore", "--data", str(source / "digits.zip"), "--study", "depth", *FLAGS)
+    assert "study must be one of search, size, data, got 'depth'" in line
+
+
+def test_a_study_with_other_settings_is_refused_and_nothing_of_it_is_lost(source, tmp_path, capsys):
+    main(command(source, "search", tmp_path, "--trials", "1"))
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    for more in (["--fold", "1"], ["--seed", "5"], ["--crop_fraction", "0.9"]):
+        assert f"with {more[0][2:]}" in refused(capsys, *command(source, "search", tmp_path, "--trials", "2", *more))
+    assert "with study 'search' is there already" in refused(capsys, *command(source, "size", tmp_path))
+    line = refused(capsys, *command(source, "search", tmp_path, "--trials", "2", "--num_train_epochs", "2"))
+    assert "a study with num_train_epochs 1.0 is there already, and this one has 2.0" in line
+    assert "give another --output_dir" in line
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_a_folder_of_something_else_is_refused(source, tmp_path, capsys):
+    (tmp_path / "README.md").write_text("mine")
+    assert "holds something that is not of a study" in refused(capsys, *command(source, "search", tmp_path))
+    assert os.listdir(tmp_path) == ["README.md"]

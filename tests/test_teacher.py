@@ -1,0 +1,76 @@
+import json
+
+import datasets
+import pytest
+import torch
+from conftest import TINY, competition_zip
+from test_training import error_of
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from hf_vit_scratch import ViTScratchForImageClassification, data
+from hf_vit_scratch.arguments import parse_arguments
+from hf_vit_scratch.building import build_config, build_processor, build_trainer
+from hf_vit_scratch.publish import files_to_push
+from hf_vit_scratch.trainer import distillation_loss
+from hf_vit_scratch.training import main
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    path = tmp_path_factory.mktemp("teacher") / "digits.zip"
+    competition_zip(path)
+    return str(path)
+
+
+def test_the_distillation_loss_is_deits():
+    logits, answers = torch.randn(5, 7, dtype=torch.float64), torch.randn(5, 7, dtype=torch.float64)
+    q, p = (torch.exp(scores / 3) / torch.exp(scores / 3).sum(1, keepdim=True) for scores in (logits, answers))
+    by_hand = 9 * (p * (p.log() - q.log())).sum() / 5
+    assert distillation_loss(logits, answers, 3.0) == pytest.approx(by_hand.item(), rel=1e-5)
+    assert distillation_loss(answers, answers + 4, 3.0) == pytest.approx(0, abs=1e-6)  # softmax knows no constant
+
+
+class Mistaken(torch.nn.Module):
+    """Gives each image the class after its own, which is where its bright block is."""
+
+    def forward(self, pixel_values):
+        places = torch.nn.functional.avg_pool2d(pixel_values, 7).flatten(1)[:, :10]
+        return ImageClassifierOutput(logits=20 * torch.nn.functional.one_hot((places.argmax(1) + 1) % 10, 10).float())
+
+
+@pytest.mark.parametrize(("weight", "accumulated", "shift"), [(1.0, "1", 1), (0.9, "2", 1), (0.1, "1", 0)])
+def test_the_weight_says_whom_the_student_believes(weight, accumulated, shift, digits, tmp_path):
+    told = ["--data", digits, *TINY, "--augmentation", "none", "--num_train_epochs", "40", "--learning_rate", "1e-2"]
+    told += ["--weight_decay", "0", "--eval_strategy", "no", "--save_strategy", "no", "--ema_decay", "0.9"]
+    told += ["--gradient_accumulation_steps", accumulated, "--per_device_train_batch_size", "16", "--bf16", "false"]
+    run, _, augmentation, fields, training = parse_arguments([*told, "--output_dir", str(tmp_path)])
+    splits = data.load(digits)
+    config = build_config(run, fields, splits, "digits")
+    torch.manual_seed(0)
+    model, train = ViTScratchForImageClassification(config), datasets.DatasetDict(train=splits["train"])
+    trainer = build_trainer(model, build_processor(config), train, run, augmentation, training)
+    trainer.learn_from(Mistaken(), weight, 2.0)
+    trainer.train()
+    predicted = trainer.predict(trainer.train_dataset).predictions.argmax(axis=1)
+    labels = data.label_array(splits["train"])
+    assert (predicted == (labels + shift) % 10).mean() > 0.9
+
+
+def test_a_run_with_a_teacher_says_so_and_keeps_it_to_itself(digits, tmp_path, capsys):
+    told = ["--data", digits, *TINY, "--teacher_epochs", "1", "--torch_compile", "false"]
+    main([*told, "--output_dir", str(tmp_path / "out")])
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())
+    assert results["teacher_parameters"] > results["parameters"] and results["teacher_runtime"] > 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        f"a CNN of {results['teacher_parameters']:,} parameters, trained on the same rows alone for 1 epochs" in card
+    )
+    assert (tmp_path / "out" / "teacher.safetensors").exists()
+    assert "teacher.safetensors" not in {file.name for file in files_to_push(tmp_path / "out")}
+    model = ViTScratchForImageClassification.from_pretrained(tmp_path / "out")
+    assert model.num_parameters() == results["parameters"]
+
+    resume = ["--output_dir", str(tmp_path / "out"), "--resume_from_checkpoint", "true"]
+    assert "teacher_weight 0.8, this run 0.5" in error_of(capsys, *told, *resume, "--teacher_weight", "0.5")
+    (tmp_path / "out" / "teacher.safetensors").unlink()
+    assert "the run's teacher, is not beside" in error_of(capsys, *told, *resume)
