@@ -9,6 +9,8 @@ import dataclasses
 import json
 import math
 import random
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -369,14 +371,16 @@ class _Study:
         kind = explorer.explore.study
         self.explorer, self.plan, searching = explorer, _PLANS.get(kind), kind == "search"
         self._again = optuna.storages.RetryHeartbeatStaleTrialCallback()
+        self._signed: set[int] = set()
         try:
+            self.storage = optuna.storages.RDBStorage(
+                url,
+                heartbeat_interval=_STALE_SECONDS // 3,
+                grace_period=_STALE_SECONDS,
+                heartbeat_stale_trial_callback=self._again if searching else None,  # a plan has it still
+            )
             self.study = optuna.create_study(
-                storage=optuna.storages.RDBStorage(
-                    url,
-                    heartbeat_interval=_STALE_SECONDS // 3,
-                    grace_period=_STALE_SECONDS,
-                    heartbeat_stale_trial_callback=self._again if searching else None,  # a plan has it still
-                ),
+                storage=self.storage,
                 study_name=f"vit-scratch {kind}, {explorer.source}",
                 sampler=_FeasibleSampler(explorer) if searching else None,
                 # Hopeless: after two of five parts worse than three quarters of the others were there.
@@ -420,10 +424,18 @@ class _Study:
                         if trial.state == TrialState.FAIL and "spec" in trial.user_attrs:  # all of it was drawn
                             self._again(self.study, trial)
                     raise
-            else:  # other processes are at the rest
-                time.sleep(5)
+            else:  # other processes are at the rest, or were: a trial without a sign of life for long is done again
+                self._give_a_first_sign()
+                time.sleep(min(5, _STALE_SECONDS / 3))
                 optuna.storages.fail_stale_trials(self.study)
             yield
+
+    def _give_a_first_sign(self) -> None:
+        """For each running trial, once: Optuna takes none for dead that was killed before it gave one itself."""
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if trial.number not in self._signed:
+                self.storage.record_heartbeat(trial._trial_id)
+                self._signed.add(trial.number)
 
     def _queue(self, missing: list[Spec] | int) -> bool:
         """See to it that a trial waits, unless others are at all that is missing."""
@@ -675,10 +687,19 @@ def explore(explore: ExploreArguments, recipe: dict, *others) -> list[dict]:
         write_findings(findings, output, explorer.settings)
         return findings
 
+    pressed = []
+
+    def stop(*_):
+        pressed.append(True)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop) if threading.current_thread() is threading.main_thread() else None
     try:
         try:
             with tqdm(desc=explore.study, unit="trial") as bar:
                 for _ in study.run():
+                    if pressed:  # what was raised where Python only prints it, in a destructor say, is raised again
+                        raise KeyboardInterrupt
                     findings, missing = report(), study.missing()
                     bar.n = len(findings)
                     bar.total = bar.n + (missing if isinstance(missing, int) else len(missing))
@@ -688,4 +709,7 @@ def explore(explore: ExploreArguments, recipe: dict, *others) -> list[dict]:
             write_plots(findings, output, explore.study)
     except _STORAGE_ERRORS as error:
         raise _lost(url, error) from error
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
     return findings

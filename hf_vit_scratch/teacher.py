@@ -53,7 +53,7 @@ def get_teacher(
         model.to(training.device)
     else:
         own = copy.copy(training)
-        own.num_train_epochs, own.max_steps = run.teacher_epochs, -1
+        own.num_train_epochs = run.teacher_epochs  # max_steps, where it is given, cuts this short as well
         own.learning_rate, own.label_smoothing_factor = _LEARNING_RATE, _LABEL_SMOOTHING
         own.eval_strategy, own.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
         run = dataclasses.replace(run, muon_learning_rate=None)
