@@ -203,15 +203,15 @@ def test_the_rows_that_confirm_take_no_part_in_anything_else(source, tmp_path):
 
 
 def test_the_study_of_data(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(explore, "SEEDS", (1, 2))
+    monkeypatch.setattr(explore, "SEEDS", (1,))
     main(command(source, "data", tmp_path, "--patch_size", "4", "--augmentation", "digits"))
     found = rows(tmp_path)
     families = ("plain ViT", "ViT with convolutional stem", "CNN")
-    assert len(found) == 3 * 2 + 3 * 2 * 2 * 2
+    assert len(found) == 3 * 2 + 3 * 2 * 2
     for family in families:
         confirmed = [row for row in found if row["family"] == family and row["confirming"] == "True"]
         points = {(row["fraction"], row["augmented"], row["seed"]) for row in confirmed}
-        assert points == {(f, a, s) for f in ("0.5", "1.0") for a in ("True", "False") for s in "12"}
+        assert points == {(f, a, s) for f in ("0.5", "1.0") for a in ("True", "False") for s in "1"}
         assert len({row["learning_rate"] for row in confirmed}) == 1
         assert {row["train_images"] for row in confirmed} == {"60", "120"}
     assert (tmp_path / "images.png").read_bytes().startswith(b"\x89PNG")
