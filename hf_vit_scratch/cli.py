@@ -229,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments, fields = build_parser().parse_known_args(argv)
         if fields and arguments.run not in (size, explore):
             raise ValueError(f"unrecognized arguments: {' '.join(fields)}")
-        arguments.fields = fields  # those of the config: their names are known where it is imported
+        arguments.fields = fields  # their names are known where transformers is imported
         arguments.run(arguments)
     except (ValueError, OSError) as error:
         line = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_...", " ".join(str(error).split()))  # a token that was mistyped

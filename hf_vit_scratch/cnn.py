@@ -9,8 +9,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
 # Three stages of two convolutions each, at full, half and quarter resolution. At 28x28 and with 10 classes that makes
-# 0.31 million parameters and 40 MFLOP, about what digits-tiny has with either stem.
-WIDTHS = (16, 40, 160)
+# 0.30 million parameters and 36 MFLOP; digits-tiny has 0.31 and 29, with a stem of depth 2 0.34 and 37.
+WIDTHS = (16, 32, 160)
 
 
 class ConvNet(PreTrainedModel):

@@ -31,7 +31,6 @@ def test_a_number_of_threads_that_the_user_chose_is_kept():
     assert subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout.strip() == "7"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak of a process is not known")
 def test_the_peak_of_memory_is_that_of_what_was_taken_within_and_freed_again():
     taken = torch.ones(75_000_000)  # 300 MB, and freed before
     del taken
@@ -39,7 +38,10 @@ def test_the_peak_of_memory_is_that_of_what_was_taken_within_and_freed_again():
         taken = torch.ones(50_000_000)
         del taken
         torch.ones(1_000_000)
-    assert 195 < memory.megabytes < 260
+    if sys.platform == "linux":
+        assert 195 < memory.megabytes < 260
+    else:
+        assert memory.megabytes is None
 
 
 def test_the_device_is_one_that_can_be_used():

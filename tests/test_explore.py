@@ -66,8 +66,8 @@ def process(source: Path, kind: str, output: Path, *more: str, before: str = "",
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **others)
 
 
-def wait_for_a_trial(running: subprocess.Popen, output: Path) -> None:
-    while not (output / "results.csv").exists():
+def wait_for(running: subprocess.Popen, file: Path) -> None:
+    while not file.exists():
         assert running.poll() is None, running.stderr.read()
         time.sleep(0.05)
 
@@ -76,7 +76,7 @@ def test_the_cnn_costs_about_what_digits_tiny_does_and_sees_every_pixel_twice_be
     model = ConvNet(1, 10)
     parameters, flops = module_cost(model, (1, 28, 28))
     assert parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert widths_for(4 * parameters, 1, 10) == (32, 80, 320)
+    assert widths_for(4 * parameters, 1, 10) == (32, 64, 320)
     convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
     positions = (784, 784, 196, 196, 49, 49)
     by_hand = sum(2 * n * conv.weight.numel() for n, conv in zip(positions, convolutions, strict=True))
@@ -84,7 +84,7 @@ def test_the_cnn_costs_about_what_digits_tiny_does_and_sees_every_pixel_twice_be
     for fields in ({}, {"stem": "conv", "stem_depth": 2}):
         vit = cost(ViTScratchConfig.from_size("digits-tiny", num_labels=10, **fields))
         assert 0.8 < parameters / vit.total_parameters < 1.25
-        assert 0.8 < flops / vit.total_flops < 1.5
+        assert 0.8 < flops / vit.total_flops < 1.35
     assert model(torch.randn(2, 1, 28, 28)).logits.shape == (2, 10)
 
 
@@ -131,8 +131,15 @@ def test_a_search_goes_on_and_keeps_what_is_finished(source, tmp_path):
 
 
 def test_ctrl_c_leaves_the_report_of_what_is_finished_and_the_trial_is_done_again(source, tmp_path):
-    running = process(source, "search", tmp_path, "--trials", "200")
-    wait_for_a_trial(running, tmp_path)
+    # The second training begins and does not end.
+    begun = tmp_path.with_name("begun")
+    before = (
+        "import pathlib, time; from hf_vit_scratch.explore import Explorer as E; train = E.train; n = iter(range(9))"
+    )
+    before += f"; endless = lambda: (pathlib.Path({str(begun)!r}).touch(), time.sleep(600))"
+    before += "; E.train = lambda self, *a: train(self, *a) if next(n) < 1 else endless()"
+    running = process(source, "search", tmp_path, "--trials", "200", before=before)
+    wait_for(running, begun)
     running.send_signal(signal.SIGINT)
     _, error = running.communicate()
     assert running.returncode == 130 and "the same command goes on" in error
@@ -143,8 +150,7 @@ def test_ctrl_c_leaves_the_report_of_what_is_finished_and_the_trial_is_done_agai
     main(command(source, "search", tmp_path, "--trials", str(len(before) + 1)))
     after = rows(tmp_path)
     assert after[: len(before)] == before and len(after) == len(before) + 1
-    if waiting:  # it was broken off in a training, not between two
-        assert float(after[-1]["learning_rate"]) == waiting[0].params["learning_rate"]
+    assert float(after[-1]["learning_rate"]) == waiting[0].params["learning_rate"]
 
 
 def test_a_killed_study_goes_on(source, tmp_path, monkeypatch):
@@ -240,7 +246,7 @@ def test_two_processes_share_a_study(source, tmp_path):
 
 def test_ctrl_c_in_the_study_of_data_leaves_a_report(source, tmp_path):
     running = process(source, "data", tmp_path, "--patch_size", "4")
-    wait_for_a_trial(running, tmp_path)
+    wait_for(running, tmp_path / "results.csv")
     running.send_signal(signal.SIGINT)
     _, error = running.communicate()
     assert running.returncode == 130 and "the same command goes on" in error, error
