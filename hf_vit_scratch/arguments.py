@@ -112,6 +112,7 @@ class RunArguments:
         "Train a CNN on the same rows first, for so many epochs, and learn from its answers beside the labels; 0: "
         "from the labels alone.",
     )
+    num_teachers: int = _flag(1, "With teacher_epochs: so many CNNs from other seeds, which answer with their mean.")
     teacher_weight: float = _flag(0.8, "With teacher_epochs: its part of the loss, from 0 to 1.")
     teacher_temperature: float = _flag(2.0, "With teacher_epochs: softens the answers of both.")
     overwrite_output_dir: bool = _flag(False, "Replace the run that lies in output_dir.")

@@ -36,6 +36,8 @@ def check_arguments(run: RunArguments, training: TrainingArguments) -> None:
         raise ValueError(f"muon_learning_rate must be at least 0, got {run.muon_learning_rate}.")
     if not run.teacher_epochs >= 0:
         raise ValueError(f"teacher_epochs must be at least 0, got {run.teacher_epochs}.")
+    if run.num_teachers < 1:
+        raise ValueError(f"num_teachers must be at least 1, got {run.num_teachers}.")
     if not 0 <= run.teacher_weight <= 1:
         raise ValueError(f"teacher_weight must be from 0 to 1, got {run.teacher_weight}.")
     if not run.teacher_temperature > 0:

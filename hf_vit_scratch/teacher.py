@@ -1,4 +1,4 @@
-"""A teacher: a CNN that is trained first, on the same rows, and that the model then learns from beside the labels.
+"""A teacher: CNNs that are trained first, on the same rows, and that the model then learns from beside the labels.
 
 "Training data-efficient image transformers & distillation through attention" (DeiT, arXiv 2012.12877) found a
 convolutional network to teach a ViT what its lack of inductive bias keeps from it. The student alone is kept.
@@ -7,6 +7,8 @@ convolutional network to teach a ViT what its lack of inductive bias keeps from 
 import copy
 import dataclasses
 import os
+import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import datasets
@@ -14,7 +16,9 @@ import safetensors.torch
 import torch
 import transformers
 from accelerate import PartialState
+from torch import nn
 from transformers import TrainingArguments
+from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from .arguments import AugmentationArguments, RunArguments
@@ -27,6 +31,21 @@ TEACHER_NAME = "teacher.safetensors"
 # Chosen on fold 1 of the competition; all else is as the run says.
 _WIDTHS, _DROPOUT = (32, 64, 128), 0.3
 _LEARNING_RATE, _LABEL_SMOOTHING = 3e-3, 0.05
+_SEED_STEP = 1000  # between the networks; one run's processes have seeds that follow each other
+
+
+class Teacher(nn.Module):
+    """Networks that answer as one, with the mean of their logits `(batch_size, num_labels)`; it is not trained."""
+
+    def __init__(self, members: Iterable[nn.Module]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.eval().requires_grad_(False)
+
+    def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
+        """`pixel_values`: `(batch_size, num_channels, height, width)`."""
+        answers = [member(pixel_values).logits for member in self.members]
+        return ImageClassifierOutput(logits=torch.stack(answers).mean(dim=0))
 
 
 def get_teacher(
@@ -37,8 +56,8 @@ def get_teacher(
     augmentation: AugmentationArguments,
     training: TrainingArguments,
     resume_from: Path | None = None,
-) -> tuple[torch.nn.Module, dict]:
-    """Train the teacher for `teacher_epochs` on the rows of the run, or read that of the run that is resumed.
+) -> tuple[nn.Module, dict]:
+    """Train the teacher, each of its networks for `teacher_epochs` on the rows of the run, or read that of a run.
 
     It is left in the output folder as `teacher.safetensors`, for a run that goes on.
 
@@ -46,28 +65,42 @@ def get_teacher(
 
     Returns: the teacher, which only answers; and what was measured, by its names in all_results.json.
     """
-    model = ConvNet(config.num_channels, config.num_labels, _WIDTHS, _DROPOUT)
-    measured = {"teacher_parameters": sum(parameter.numel() for parameter in model.parameters())}
+    start = time.perf_counter()
+    state, members = PartialState(), []
+    for number in range(run.num_teachers):
+        transformers.set_seed(training.seed + _SEED_STEP * number)
+        member = ConvNet(config.num_channels, config.num_labels, _WIDTHS, _DROPOUT)
+        if resume_from is None:
+            if state.is_main_process:
+                parameters = f"{sum(parameter.numel() for parameter in member.parameters()):,} parameters"
+                print(f"First a teacher, CNN {number + 1} of {run.num_teachers}, {parameters}:", flush=True)
+            member = _train(member, number, processor, train, run, augmentation, training)
+        members.append(member)
+    teacher = Teacher(members)
+    measured = {"teacher_parameters": sum(parameter.numel() for parameter in members[0].parameters())}
     if resume_from is not None:
-        safetensors.torch.load_model(model, resume_from / TEACHER_NAME)
-        model.to(training.device)
+        safetensors.torch.load_model(teacher, resume_from / TEACHER_NAME)
     else:
-        own = copy.copy(training)
-        own.num_train_epochs = run.teacher_epochs  # max_steps, where it is given, cuts this short as well
-        own.learning_rate, own.label_smoothing_factor = _LEARNING_RATE, _LABEL_SMOOTHING
-        own.eval_strategy, own.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
-        run = dataclasses.replace(run, muon_learning_rate=None)
-        trainer = build_trainer(model, processor, datasets.DatasetDict(train=train), run, augmentation, own)
-        state = PartialState()
-        transformers.set_seed(training.seed + state.process_index)  # each process augments its images in its own way
-        if state.is_main_process:
-            print(f"First its teacher, a CNN of {measured['teacher_parameters']:,} parameters:", flush=True)
-        measured["teacher_runtime"] = trainer.train().metrics["train_runtime"]
-        with trainer.average.in_place():
-            model = copy.deepcopy(trainer.model)
-    if PartialState().is_main_process:
+        measured["teacher_runtime"] = time.perf_counter() - start
+    teacher.to(training.device)
+    if state.is_main_process:
         file = Path(training.output_dir) / TEACHER_NAME
-        safetensors.torch.save_model(model, f"{file}.partial")
+        safetensors.torch.save_model(teacher, f"{file}.partial")
         os.replace(f"{file}.partial", file)
-    model.eval().requires_grad_(False)
-    return (torch.compile(model) if training.torch_compile else model), measured
+    return (torch.compile(teacher) if training.torch_compile else teacher), measured
+
+
+def _train(member, number, processor, train, run, augmentation, training) -> ConvNet:
+    """Train one of them and return it with its averaged weights."""
+    own = copy.copy(training)
+    own.num_train_epochs = run.teacher_epochs  # max_steps, where it is given, cuts this short as well
+    own.learning_rate, own.label_smoothing_factor = _LEARNING_RATE, _LABEL_SMOOTHING
+    own.eval_strategy, own.save_strategy = IntervalStrategy.NO, SaveStrategy.NO
+    own.data_seed = training.data_seed + _SEED_STEP * number  # each sees the images in an order of its own
+    run = dataclasses.replace(run, muon_learning_rate=None)
+    trainer = build_trainer(member, processor, datasets.DatasetDict(train=train), run, augmentation, own)
+    # Each process augments its images in its own way.
+    transformers.set_seed(training.seed + _SEED_STEP * number + PartialState().process_index)
+    trainer.train()
+    with trainer.average.in_place():
+        return copy.deepcopy(trainer.model)

@@ -120,7 +120,7 @@ def _check_resumable(config: ViTScratchConfig, settings: dict, checkpoint: str):
     written = complete_settings(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
     before, now = ({**told.get("data", {}), **told.get("run", {})} for told in (written, settings))
     names = ("data", "validation_size", "split_seed", "fold", "num_folds", "model_name_or_path", "muon_learning_rate")
-    names += ("teacher_epochs", "teacher_weight", "teacher_temperature")
+    names += ("teacher_epochs", "num_teachers", "teacher_weight", "teacher_temperature")
     for name in names:
         if name in before and before[name] != now[name]:
             raise ValueError(f"cannot resume: {checkpoint} has {name} {before[name]!r}, this run {now[name]!r}.")

@@ -11,6 +11,7 @@ from hf_vit_scratch import ViTScratchForImageClassification, data
 from hf_vit_scratch.arguments import parse_arguments
 from hf_vit_scratch.building import build_config, build_processor, build_trainer
 from hf_vit_scratch.publish import files_to_push
+from hf_vit_scratch.teacher import get_teacher
 from hf_vit_scratch.trainer import distillation_loss
 from hf_vit_scratch.training import main
 
@@ -36,6 +37,22 @@ class Mistaken(torch.nn.Module):
     def forward(self, pixel_values):
         places = torch.nn.functional.avg_pool2d(pixel_values, 7).flatten(1)[:, :10]
         return ImageClassifierOutput(logits=20 * torch.nn.functional.one_hot((places.argmax(1) + 1) % 10, 10).float())
+
+
+def test_several_teachers_answer_with_the_mean_of_their_logits(digits, tmp_path):
+    told = ["--data", digits, *TINY, "--teacher_epochs", "1", "--num_teachers", "3", "--torch_compile", "false"]
+    run, _, augmentation, fields, training = parse_arguments([*told, "--output_dir", str(tmp_path)])
+    training.data_seed = training.seed
+    splits = data.load(digits)
+    config = build_config(run, fields, splits, "digits")
+    teacher, _ = get_teacher(config, build_processor(config), splits["train"], run, augmentation, training)
+    images = torch.rand(4, config.num_channels, *config.image_height_width)
+    answers = [member(images).logits for member in teacher.members]
+    assert len(answers) == 3 and all((one - answers[0]).abs().max() > 1e-3 for one in answers[1:])  # none is a copy
+    assert torch.allclose(teacher(images).logits, sum(answers) / 3, atol=1e-5)
+    again, _ = get_teacher(config, build_processor(config), splits["train"], run, augmentation, training, tmp_path)
+    assert torch.equal(again(images).logits, teacher(images).logits)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters()) and not teacher.training
 
 
 @pytest.mark.parametrize(("weight", "accumulated", "shift"), [(1.0, "1", 1), (0.9, "2", 1), (0.1, "1", 0)])
