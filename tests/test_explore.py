@@ -23,6 +23,7 @@ from hf_vit_scratch.cnn import ConvNet, widths_for
 from hf_vit_scratch.cost import cost, module_cost
 from hf_vit_scratch.findings import write_findings
 from hf_vit_scratch.plots import pareto_front
+from hf_vit_scratch.trainer import ViTScratchTrainer
 
 MODEL = ["--hidden_size", "8", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--intermediate_size", "16"]
 RUN = ["--num_train_epochs", "1", "--per_device_train_batch_size", "20", "--torch_compile", "false", "--bf16", "false"]
@@ -206,6 +207,31 @@ def test_the_rows_that_confirm_take_no_part_in_anything_else(source, tmp_path):
     once, again = explorer.train(spec), explorer.train(spec)
     assert (once["negative_log_likelihood"], once["curve"]) == (again["negative_log_likelihood"], again["curve"])
     assert once["train_images"] == 60
+
+
+def test_all_parts_see_as_many_images_and_evaluations_are_not_counted_as_training(source, tmp_path, monkeypatch):
+    step, evaluate, seen = ViTScratchTrainer.training_step, ViTScratchTrainer.evaluation_loop, []
+
+    def slow_step(self, model, inputs, *others, **more):
+        seen.append(len(inputs["labels"]))
+        time.sleep(0.05)
+        return step(self, model, inputs, *others, **more)
+
+    def slow_evaluation(self, *others, **more):
+        time.sleep(0.2)
+        return evaluate(self, *others, **more)
+
+    monkeypatch.setattr(ViTScratchTrainer, "training_step", slow_step)
+    monkeypatch.setattr(ViTScratchTrainer, "evaluation_loop", slow_evaluation)
+    explorer = explore.Explorer(*parse_exploration(command(source, "size", tmp_path, "--num_train_epochs", "3")[1:]))
+    for fraction in (0.25, 0.5, 1.0):
+        seen.clear()
+        start = time.perf_counter()
+        found = explorer.train(explore.Spec("ViT", explorer.fields({}), 1e-2, fraction=fraction))
+        elapsed = time.perf_counter() - start
+        assert sum(seen) == 3 * 120
+        assert found["images_per_second"] < 20 / 0.05
+        assert found["seconds"] < elapsed - 5 * 0.2
 
 
 def test_the_study_of_data(source, tmp_path, monkeypatch):
