@@ -47,11 +47,15 @@ def write_plots(findings: list[dict], folder: Path, study: str) -> None:
     """Error against cost, or for the study of data, once something is confirmed, against the number of images."""
     if not findings:
         return
-    setups = _setups(*_table(findings))
+    table, setting = _table(findings)
+    setups = _setups(table, setting)
     if study == "data":
         setups = setups[setups.confirming]
+        plot, name = plot_images_needed, IMAGES_PLOT
+    else:  # of a size that was tried with several learning rates the best
+        setups = setups.sort_values("nll").drop_duplicates([one for one in setting if one != "learning_rate"])
+        plot, name = plot_sizes, SIZES_PLOT
     if not setups.empty:
-        plot, name = (plot_images_needed, IMAGES_PLOT) if study == "data" else (plot_sizes, SIZES_PLOT)
         plot(setups, folder / name)
 
 

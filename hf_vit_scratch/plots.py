@@ -92,14 +92,12 @@ def pareto_front(points: pd.DataFrame, cost: str) -> pd.DataFrame:
 def plot_sizes(setups: pd.DataFrame, file: str | os.PathLike) -> None:
     """Error rate against parameters, FLOPs and training time, the Pareto front of each marked.
 
-    `setups` has a row for each setup: `error_rate`, its spread over seeds `error_rate_std`, `nll`, `parameters`,
-    `flops`, `seconds`, `confirming`, and fields of the config, of which width tells the colours apart and depth the
-    marks. Of a size that was tried with several learning rates the best is shown.
+    `setups` has a row for each size: `error_rate`, its spread over seeds `error_rate_std`, `parameters`, `flops`,
+    `seconds`, `confirming`, and fields of the config, of which width tells the colours apart and depth the marks.
     """
     figure, panels = plt.subplots(1, 3, figsize=(13, 4.2), sharey=True, layout="constrained")
     costs = {"parameters": "parameters", "flops": "FLOPs of an image's forward pass", "seconds": "seconds of training"}
     chosen, confirmed = (setups[setups.confirming == value] for value in (False, True))
-    chosen = chosen.sort_values("nll").drop_duplicates(["hidden_size", "num_hidden_layers", "parameters", "flops"])
     widths = sorted(chosen.hidden_size.unique())
     colours = LogNorm(widths[0], widths[-1])
     for panel, (name, label) in zip(panels, costs.items(), strict=True):

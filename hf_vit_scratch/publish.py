@@ -60,6 +60,7 @@ def write_card(folder: Path, config: "ViTScratchConfig", results: dict, name: st
             fine-tuned.
         name: of the model. Default: the folder's.
     """
+    from .arguments import complete_settings
     from .corruption import UNITS
 
     keys = ("num_images", "errors", "accuracy", "macro_f1", "negative_log_likelihood", "calibration_error")
@@ -102,7 +103,7 @@ def write_card(folder: Path, config: "ViTScratchConfig", results: dict, name: st
         evaluation=evaluation,
         wrong_plot=(folder / WRONG_PLOT).exists(),
         units=UNITS,
-        settings=json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8")),
+        settings=complete_settings(json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))),
         plots=[plot for plot in ("curves.png", "confusion_matrix.png") if (folder / plot).exists()],
         has_example=has_example,
         versions={part: metadata.version(part) for part in ("torch", "transformers", "accelerate", "datasets")},

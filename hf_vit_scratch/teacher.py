@@ -57,7 +57,7 @@ def get_teacher(
     training: TrainingArguments,
     resume_from: Path | None = None,
 ) -> tuple[nn.Module, dict]:
-    """Train the teacher, each of its networks for `teacher_epochs` on the rows of the run, or read that of a run.
+    """Train the teacher, each network for `teacher_epochs` on the run's rows, or read that of a run that is resumed.
 
     It is left in the output folder as `teacher.safetensors`, for a run that goes on.
 
@@ -90,8 +90,16 @@ def get_teacher(
     return (torch.compile(teacher) if training.torch_compile else teacher), measured
 
 
-def _train(member, number, processor, train, run, augmentation, training) -> ConvNet:
-    """Train one of them and return it with its averaged weights."""
+def _train(
+    member: ConvNet,
+    number: int,
+    processor: ViTScratchImageProcessor,
+    train: datasets.Dataset,
+    run: RunArguments,
+    augmentation: AugmentationArguments,
+    training: TrainingArguments,
+) -> ConvNet:
+    """Train the network of this number, from 0, and return it with its averaged weights."""
     torch._dynamo.reset()  # it would compile one forward pass for eight models and no more, without a word
     own = copy.copy(training)
     own.num_train_epochs = run.teacher_epochs  # max_steps, where it is given, cuts this short as well

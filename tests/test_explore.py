@@ -16,12 +16,12 @@ import yaml
 from conftest import competition_zip
 from test_cli import refused
 
-from hf_vit_scratch import ViTScratchConfig, data, explore, training
+from hf_vit_scratch import ViTScratchConfig, data, explore, findings, training
 from hf_vit_scratch.arguments import parse_exploration
 from hf_vit_scratch.cli import main
 from hf_vit_scratch.cnn import ConvNet, widths_for
 from hf_vit_scratch.cost import cost, module_cost
-from hf_vit_scratch.findings import write_findings
+from hf_vit_scratch.findings import write_findings, write_plots
 from hf_vit_scratch.plots import pareto_front
 from hf_vit_scratch.trainer import ViTScratchTrainer
 
@@ -288,8 +288,10 @@ def test_muons_rate_goes_with_the_learning_rate_and_flags_may_have_dashes(source
     assert "report_to" not in recipe
 
 
-def finding(trial: int, seed: int, errors: int, *, width: int = 8, confirming: bool = False, curve=(2.0, 1.0)) -> dict:
-    spec = explore.Spec("ViT", {"hidden_size": width, "num_hidden_layers": 2}, 1e-3, seed, confirming=confirming)
+def finding(
+    trial: int, seed: int, errors: int, *, width=8, rate=1e-3, confirming=False, curve: tuple = (2.0, 1.0)
+) -> dict:
+    spec = explore.Spec("ViT", {"hidden_size": width, "num_hidden_layers": 2}, rate, seed, confirming=confirming)
     costs = {"parameters": width, "flops": width, "seconds": 1.0, "seconds_per_epoch": 1.0, "images_per_second": 1.0}
     return {
         **{"trial": trial, "state": "complete", "spec": vars(spec), "value": errors / 100, **costs},
@@ -312,6 +314,16 @@ def test_the_report_has_the_spread_over_seeds_and_says_which_curves_still_fell(t
     best = (tmp_path / "best.yaml").read_text()
     assert "5 wrong of 200 on the rows that it was chosen on" in best and "7.0 ± 3.6 wrong of 200 others" in best
     assert yaml.safe_load(best)["hidden_size"] == 16
+
+
+def test_the_plot_has_each_size_once_with_its_best_learning_rate_and_all_that_is_confirmed(tmp_path, monkeypatch):
+    found = [finding(0, 0, 9), finding(1, 0, 5, rate=2e-3), finding(2, 0, 7, rate=4e-3), finding(3, 0, 6, width=16)]
+    found += [finding(4 + seed, seed, 8, rate=2e-3, confirming=True) for seed in (1, 2)]
+    drawn = []
+    monkeypatch.setattr(findings, "plot_sizes", lambda setups, file: drawn.append(setups))
+    write_plots(found, tmp_path, "size")
+    points = zip(drawn[0].hidden_size, drawn[0].errors, drawn[0].confirming, strict=True)
+    assert sorted(points) == [(8, 5, False), (8, 8, True), (16, 6, False)]
 
 
 def test_the_pareto_front():

@@ -10,7 +10,7 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from hf_vit_scratch import ViTScratchForImageClassification, data
 from hf_vit_scratch.arguments import parse_arguments
 from hf_vit_scratch.building import build_config, build_processor, build_trainer
-from hf_vit_scratch.publish import files_to_push
+from hf_vit_scratch.publish import files_to_push, write_card
 from hf_vit_scratch.teacher import get_teacher
 from hf_vit_scratch.trainer import distillation_loss
 from hf_vit_scratch.training import main
@@ -75,20 +75,27 @@ def test_the_weight_says_whom_the_student_believes(weight, accumulated, shift, d
 
 
 def test_a_run_with_a_teacher_says_so_and_keeps_it_to_itself(digits, tmp_path, capsys):
-    told = ["--data", digits, *TINY, "--teacher_epochs", "1", "--torch_compile", "false"]
+    told = ["--data", digits, *TINY, "--teacher_epochs", "1", "--num_teachers", "2", "--torch_compile", "false"]
     main([*told, "--output_dir", str(tmp_path / "out")])
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
     assert results["teacher_parameters"] > results["parameters"] and results["teacher_runtime"] > 0
     card = (tmp_path / "out" / "README.md").read_text()
-    assert (
-        f"a CNN of {results['teacher_parameters']:,} parameters, trained on the same rows alone for 1 epochs" in card
-    )
+    parameters = f"{results['teacher_parameters']:,} parameters"
+    assert f"the mean of 2 CNNs, each of {parameters}, trained on the same rows alone for 1 epochs" in card
     assert (tmp_path / "out" / "teacher.safetensors").exists()
+    settings = json.loads((tmp_path / "out" / "training_args.json").read_text())
+    del settings["run"]["num_teachers"]  # as a run wrote it that knew of one alone
+    older = tmp_path / "older"
+    older.mkdir()
+    (older / "training_args.json").write_text(json.dumps(settings))
+    write_card(older, ViTScratchForImageClassification.from_pretrained(tmp_path / "out").config, results)
+    assert f"| a CNN of {parameters}, trained on the same rows alone" in (older / "README.md").read_text()
     assert "teacher.safetensors" not in {file.name for file in files_to_push(tmp_path / "out")}
     model = ViTScratchForImageClassification.from_pretrained(tmp_path / "out")
     assert model.num_parameters() == results["parameters"]
 
     resume = ["--output_dir", str(tmp_path / "out"), "--resume_from_checkpoint", "true"]
     assert "teacher_weight 0.8, this run 0.5" in error_of(capsys, *told, *resume, "--teacher_weight", "0.5")
+    assert "num_teachers 2, this run 3" in error_of(capsys, *told, *resume, "--num_teachers", "3")
     (tmp_path / "out" / "teacher.safetensors").unlink()
     assert "the run's teacher, is not beside" in error_of(capsys, *told, *resume)

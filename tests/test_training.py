@@ -335,6 +335,7 @@ def test_every_recipe_of_the_package_can_be_read(recipe):
         (["--data", "{digits}", "--ema_decay", "1.5"], "ema_decay"),
         (["--data", "{digits}", "--muon_learning_rate", "-1"], "muon_learning_rate"),
         (["--data", "{digits}", "--teacher_epochs", "-1"], "teacher_epochs"),
+        (["--data", "{digits}", "--num_teachers", "0"], "num_teachers must be at least 1, got 0"),
         (["--data", "{digits}", "--teacher_weight", "2"], "teacher_weight"),
         (["--data", "{digits}", "--teacher_temperature", "0"], "teacher_temperature"),
         (["--data", "{digits}", "--augmentation", "digits", "--mild_fraction", "2"], "mild_fraction"),
