@@ -1,6 +1,7 @@
 """Small data that a small model can learn: each class is a bright block in a place of its own."""
 
 import csv
+import gc
 import io
 import json
 import os
@@ -30,6 +31,15 @@ TINY = [
     ),
     *("--learning_rate", "3e-3", "--use_cpu", "true", "--disable_tqdm", "true"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fast_collection_of_garbage():
+    """A Trainer collects garbage at each start, which takes 0.3 s with all that the libraries hold: it is left out."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
