@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from .arguments import ExploreArguments
 from .bounds import draw, suggest
 from .findings import summary, write_findings, write_plots
-from .trials import Explorer, Spec, heads_for
+from .trials import Explorer, Spec
 
 STORAGE_NAME, SETTINGS_NAME = "trials.db", "study.json"
 SEEDS = (1, 2, 3)
@@ -201,7 +201,7 @@ def _plan_sizes(explorer: Explorer, found: dict[str, float]) -> list[Spec]:
     """Learning rates for each width at a middle depth; the grid; the best few again, on the rows kept for that."""
     bounds, tuning, depths = explorer.bounds, {}, {}
     for width in bounds["hidden_size"]:
-        fields = {"hidden_size": width, "num_attention_heads": heads_for(width)}
+        fields = {"hidden_size": width, "num_attention_heads": explorer.heads(width)}
         sizes = [explorer.fields({**fields, "num_hidden_layers": depth}) for depth in bounds["num_hidden_layers"]]
         if sizes := [size for size in sizes if explorer.allows(size)]:
             depths[width] = sizes

@@ -31,7 +31,6 @@ from .modeling_vit_scratch import ViTScratchForImageClassification
 from .trainer import evaluate_logits
 
 PLAIN, STEM, CNN = "plain ViT", "ViT with convolutional stem", "CNN"
-_HEAD_DIM = 32  # of the size study, as near as the width allows
 _EVALUATIONS = 5  # along a run
 _LARGEST_FOR_CNN = 64  # pixels: beyond, nobody would keep the full resolution for two convolutions
 
@@ -160,8 +159,14 @@ class Explorer:
         for chosen in product(*options.values()):
             fields = dict(zip(options, chosen, strict=True))
             if self.explore.study == "size":
-                fields["num_attention_heads"] = heads_for(fields["hidden_size"])
+                fields["num_attention_heads"] = self.heads(fields["hidden_size"])
             yield self.fields(fields)
+
+    def heads(self, width: int) -> int:
+        """In the study of sizes: as many as divide the width, each as near as can be to the recipe's dimensions."""
+        dimensions = self.base.hidden_size / self.base.num_attention_heads
+        divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
+        return min(divisors, key=lambda heads: (abs(heads - width / dimensions), -heads))
 
     def fields(self, drawn: dict) -> dict:
         """Of the config, for what bounds have names for: an MLP keeps its ratio to the width."""
@@ -278,12 +283,6 @@ class _Watch(TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs):
         seconds = time.perf_counter() - self._start - self._evaluating
         self.images_per_second = (state.global_step - self._first) * self.batch_size / seconds
-
-
-def heads_for(width: int) -> int:
-    """Heads of about 32 dimensions: as many as divide the width."""
-    divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
-    return min(divisors, key=lambda heads: abs(heads - width / _HEAD_DIM))
 
 
 def _split(labels: np.ndarray, size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -177,7 +177,9 @@ def test_the_study_of_sizes(source, tmp_path):
     confirmed = [row for row in found if row["confirming"] == "True"]
     sizes = {(row["hidden_size"], row["num_hidden_layers"]) for row in choosing}
     assert sizes == {("8", "1"), ("8", "2"), ("16", "1"), ("16", "2")}
-    assert all(row["intermediate_size"] == str(2 * int(row["hidden_size"])) for row in found)  # the recipe's ratio
+    # The recipe's MLP ratio, and its dimensions of a head.
+    assert all(row["intermediate_size"] == str(2 * int(row["hidden_size"])) for row in found)
+    assert all(int(row["hidden_size"]) == 4 * int(row["num_attention_heads"]) for row in found)
     best = {}
     for width in ("8", "16"):  # a rate for each width, by the depth that was tried with all
         tried = [row for row in choosing if (row["hidden_size"], row["num_hidden_layers"]) == (width, "2")]
