@@ -201,8 +201,8 @@ def _plan_sizes(explorer: Explorer, found: dict[str, float]) -> list[Spec]:
     """Learning rates for each width at a middle depth; the grid; the best few again, on the rows kept for that."""
     bounds, tuning, depths = explorer.bounds, {}, {}
     for width in bounds["hidden_size"]:
-        fields = {"hidden_size": width, "num_attention_heads": explorer.heads(width)}
-        sizes = [explorer.fields({**fields, "num_hidden_layers": depth}) for depth in bounds["num_hidden_layers"]]
+        drawn = ({"hidden_size": width, "num_hidden_layers": depth} for depth in bounds["num_hidden_layers"])
+        sizes = [explorer.fields(one) for one in drawn]
         if sizes := [size for size in sizes if explorer.allows(size)]:
             depths[width] = sizes
             tuning[width] = [Spec("ViT", sizes[len(sizes) // 2], rate) for rate in bounds["learning_rate"]]

@@ -157,22 +157,21 @@ class Explorer:
         for name in ("num_hidden_layers", "mlp_ratio"):
             options |= {name: options[name][:1]} if name in options else {}
         for chosen in product(*options.values()):
-            fields = dict(zip(options, chosen, strict=True))
-            if self.explore.study == "size":
-                fields["num_attention_heads"] = self.heads(fields["hidden_size"])
-            yield self.fields(fields)
-
-    def heads(self, width: int) -> int:
-        """In the study of sizes: as many as divide the width, each as near as can be to the recipe's dimensions."""
-        dimensions = self.base.hidden_size / self.base.num_attention_heads
-        divisors = [heads for heads in range(1, width + 1) if width % heads == 0]
-        return min(divisors, key=lambda heads: (abs(heads - width / dimensions), -heads))
+            yield self.fields(dict(zip(options, chosen, strict=True)))
 
     def fields(self, drawn: dict) -> dict:
-        """Of the config, for what bounds have names for: an MLP keeps its ratio to the width."""
+        """Of the config, for what bounds have names for.
+
+        What is not drawn keeps its ratio to the width that it has in the recipe: the MLP, and the heads, as near as
+        divisors of the width allow.
+        """
         told = {name: value for name, value in drawn.items() if name not in ("learning_rate", "mlp_ratio")}
+        width = told.get("hidden_size", self.base.hidden_size)
         ratio = drawn.get("mlp_ratio", self.base.intermediate_size / self.base.hidden_size)
-        return told | {"intermediate_size": round(ratio * told.get("hidden_size", self.base.hidden_size))}
+        heads = width * self.base.num_attention_heads / self.base.hidden_size
+        divisors = [divisor for divisor in range(1, width + 1) if width % divisor == 0]
+        near = min(divisors, key=lambda divisor: (abs(divisor - heads), -divisor))
+        return {"num_attention_heads": near} | told | {"intermediate_size": round(ratio * width)}
 
     def config(self, fields: dict) -> ViTScratchConfig:
         """That of the recipe with other fields. Raises: ValueError where they do not fit each other."""

@@ -194,6 +194,13 @@ def test_the_study_of_sizes(source, tmp_path):
     assert "## Confirmed" in (tmp_path / "results.md").read_text()
 
 
+@pytest.mark.parametrize(("width", "heads"), [(8, 2), (24, 6), (10, 2), (6, 2), (7, 1)])
+def test_heads_keep_about_the_recipes_four_dimensions_and_divide_the_width(source, tmp_path, width, heads):
+    explorer = explore.Explorer(*parse_exploration(command(source, "size", tmp_path)[1:]))
+    assert explorer.fields({"hidden_size": width})["num_attention_heads"] == heads
+    assert explorer.fields({"hidden_size": width, "num_attention_heads": 1})["num_attention_heads"] == 1
+
+
 def test_the_rows_that_confirm_take_no_part_in_anything_else(source, tmp_path):
     explorer = explore.Explorer(*parse_exploration(command(source, "size", tmp_path)[1:]))
     parts = [set(data.row_numbers(part).tolist()) for part in explorer.splits.values()]
