@@ -23,13 +23,12 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from .arguments import AugmentationArguments, RunArguments
 from .building import build_trainer
-from .cnn import ConvNet
+from .cnn import StridedConvNet
 from .configuration_vit_scratch import ViTScratchConfig
 from .image_processing_vit_scratch import ViTScratchImageProcessor
 
 TEACHER_NAME = "teacher.safetensors"
 # Chosen on fold 1 of the competition; all else is as the run says.
-_WIDTHS, _DROPOUT = (32, 64, 128), 0.3
 _LEARNING_RATE, _LABEL_SMOOTHING = 3e-3, 0.0
 _SEED_STEP = 1000  # between the networks; one run's processes have seeds that follow each other
 
@@ -69,7 +68,7 @@ def get_teacher(
     state, members = PartialState(), []
     for number in range(run.num_teachers):
         transformers.set_seed(training.seed + _SEED_STEP * number)
-        member = ConvNet(config.num_channels, config.num_labels, _WIDTHS, _DROPOUT)
+        member = StridedConvNet(config.num_channels, config.num_labels)
         if resume_from is None:
             if state.is_main_process:
                 parameters = f"{sum(parameter.numel() for parameter in member.parameters()):,} parameters"
@@ -91,14 +90,14 @@ def get_teacher(
 
 
 def _train(
-    member: ConvNet,
+    member: StridedConvNet,
     number: int,
     processor: ViTScratchImageProcessor,
     train: datasets.Dataset,
     run: RunArguments,
     augmentation: AugmentationArguments,
     training: TrainingArguments,
-) -> ConvNet:
+) -> StridedConvNet:
     """Train the network of this number, from 0, and return it with its averaged weights."""
     torch._dynamo.reset()  # it would compile one forward pass for eight models and no more, without a word
     own = copy.copy(training)

@@ -10,6 +10,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 from hf_vit_scratch import ViTScratchForImageClassification, data
 from hf_vit_scratch.arguments import parse_arguments
 from hf_vit_scratch.building import build_config, build_processor, build_trainer
+from hf_vit_scratch.cnn import StridedConvNet
+from hf_vit_scratch.cost import module_cost
 from hf_vit_scratch.publish import files_to_push, write_card
 from hf_vit_scratch.teacher import get_teacher
 from hf_vit_scratch.trainer import distillation_loss
@@ -29,6 +31,21 @@ def test_the_distillation_loss_is_deits():
     by_hand = 9 * (p * (p.log() - q.log())).sum() / 5
     assert distillation_loss(logits, answers, 3.0) == pytest.approx(by_hand.item(), rel=1e-5)
     assert distillation_loss(answers, answers + 4, 3.0) == pytest.approx(0, abs=1e-6)  # softmax knows no constant
+
+
+def test_the_network_that_teaches_is_the_notebooks_and_takes_images_of_any_size():
+    model = StridedConvNet(1, 10).eval()
+    steps = [(1, 32, 3, 26), (32, 32, 3, 24), (32, 32, 5, 12), (32, 64, 3, 10), (64, 64, 3, 8), (64, 64, 5, 4)]
+    steps += [(64, 128, 4, 1), (128, 10, 1, 1)]  # channels before and after, kernel, side of what comes out
+    by_hand = sum(2 * before * after * size**2 * side**2 for before, after, size, side in steps)
+    assert module_cost(model, (1, 28, 28))[1] == by_hand
+    for height, width in ((8, 8), (28, 28), (41, 30)):
+        assert model(torch.rand(2, 1, height, width)).logits.shape == (2, 10)
+    small = torch.rand(2, 1, 20, 24)
+    bordered = torch.zeros(2, 1, 28, 28)
+    bordered[:, :, :20, :24] = small
+    assert torch.equal(model(small).logits, model(bordered).logits)
+    assert not torch.equal(model.train()(bordered).logits, model(bordered).logits)  # dropout
 
 
 class Mistaken(torch.nn.Module):
