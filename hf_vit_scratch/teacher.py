@@ -56,9 +56,9 @@ def get_teacher(
     training: TrainingArguments,
     resume_from: Path | None = None,
 ) -> tuple[nn.Module, dict]:
-    """Train the teacher, each network for `teacher_epochs` on the run's rows, or read that of a run that is resumed.
+    """Train the teacher, each network for `teacher_epochs` on the run's rows, after those of a run that is resumed.
 
-    It is left in the output folder as `teacher.safetensors`, for a run that goes on.
+    It is left in the output folder as `teacher.safetensors`, network by network, for a run that goes on.
 
     Args: those of a trainer; `train`, the rows; `resume_from`, the folder of the run that is resumed.
 
@@ -66,26 +66,27 @@ def get_teacher(
     """
     start = time.perf_counter()
     state, members = PartialState(), []
+    stored = safetensors.torch.load_file(resume_from / TEACHER_NAME) if resume_from else {}
     for number in range(run.num_teachers):
         transformers.set_seed(training.seed + _SEED_STEP * number)
-        member = StridedConvNet(config.num_channels, config.num_labels)
-        if resume_from is None:
+        member, prefix = StridedConvNet(config.num_channels, config.num_labels), f"members.{number}."
+        trained = {name.removeprefix(prefix): weights for name, weights in stored.items() if name.startswith(prefix)}
+        if trained:
+            member.load_state_dict(trained)
+        else:
             if state.is_main_process:
                 parameters = f"{sum(parameter.numel() for parameter in member.parameters()):,} parameters"
                 print(f"First a teacher, CNN {number + 1} of {run.num_teachers}, {parameters}:", flush=True)
             member = _train(member, number, processor, train, run, augmentation, training)
-        members.append(member)
+        members.append(member.to(training.device))
+        if state.is_main_process:
+            file = Path(training.output_dir) / TEACHER_NAME
+            safetensors.torch.save_model(Teacher(members), f"{file}.partial")
+            os.replace(f"{file}.partial", file)
     teacher = Teacher(members)
     measured = {"teacher_parameters": sum(parameter.numel() for parameter in members[0].parameters())}
-    if resume_from is not None:
-        safetensors.torch.load_model(teacher, resume_from / TEACHER_NAME)
-    else:
+    if not stored:
         measured["teacher_runtime"] = time.perf_counter() - start
-    teacher.to(training.device)
-    if state.is_main_process:
-        file = Path(training.output_dir) / TEACHER_NAME
-        safetensors.torch.save_model(teacher, f"{file}.partial")
-        os.replace(f"{file}.partial", file)
     return (torch.compile(teacher) if training.torch_compile else teacher), measured
 
 

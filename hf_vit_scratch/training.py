@@ -94,9 +94,12 @@ class PushEverySave(TrainerCallback):
 
 
 def find_checkpoint(training: TrainingArguments) -> str | None:
-    """The checkpoint to go on from: a folder as given, or for `true` the newest whole one in the output folder."""
+    """The checkpoint to go on from: a folder as given, or for `true` the newest whole one in the output folder.
+
+    None as well where the run to go on with ended before its first one, but has CNNs of its teacher.
+    """
     wanted = training.resume_from_checkpoint
-    if wanted is None or wanted.lower() == "false":
+    if not _is_resumed(training):
         return None
     if wanted.lower() != "true":
         folders = [Path(wanted)]
@@ -104,43 +107,54 @@ def find_checkpoint(training: TrainingArguments) -> str | None:
         folders = Path(training.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     # trainer_state.json is written last: a checkpoint without it was cut off.
     whole = sorted((folder for folder in folders if (folder / "trainer_state.json").is_file()), key=_step_of)
+    if not whole and wanted.lower() == "true" and (Path(training.output_dir) / TEACHER_NAME).is_file():
+        return None
     if not whole:
         where = training.output_dir if wanted.lower() == "true" else wanted
         raise ValueError(f"there is no whole checkpoint to resume from in {where}.")
     return str(whole[-1])
 
 
+def _is_resumed(training: TrainingArguments) -> bool:
+    return (training.resume_from_checkpoint or "false").lower() != "false"
+
+
 def _step_of(checkpoint: str | Path) -> int:
     return json.loads((Path(checkpoint) / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
 
 
-def _check_resumable(config: ViTScratchConfig, settings: dict, checkpoint: str):
-    """Refuse what would go on without a word: a model that fits in part, training images in the validation split."""
-    file = Path(checkpoint).parent / SETTINGS_NAME
+def _check_resumable(config: ViTScratchConfig, settings: dict, before: Path, checkpoint: str | None):
+    """Refuse what would go on without a word: a model that fits in part, training images in the validation split.
+
+    `before` is the folder of the run that goes on, `checkpoint` one in it, or None where there is only its teacher.
+    """
+    file, where = before / SETTINGS_NAME, checkpoint or before
     written = complete_settings(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-    before, now = ({**told.get("data", {}), **told.get("run", {})} for told in (written, settings))
+    then, now = ({**told.get("data", {}), **told.get("run", {})} for told in (written, settings))
     names = ("data", "validation_size", "split_seed", "fold", "num_folds", "model_name_or_path", "muon_learning_rate")
     names += ("teacher_epochs", "num_teachers", "teacher_weight", "teacher_temperature")
     for name in names:
-        if name in before and before[name] != now[name]:
-            raise ValueError(f"cannot resume: {checkpoint} has {name} {before[name]!r}, this run {now[name]!r}.")
+        if name in then and then[name] != now[name]:
+            raise ValueError(f"cannot resume: {where} has {name} {then[name]!r}, this run {now[name]!r}.")
+    if checkpoint is None:
+        return
     old, new = ViTScratchConfig.from_pretrained(checkpoint), config
     for name in ViTScratchConfig.__annotations__:
         if getattr(old, name) != getattr(new, name):
             raise ValueError(
                 f"cannot resume: {checkpoint} has {name} {getattr(old, name)!r}, this run {getattr(new, name)!r}."
             )
-    if now["teacher_epochs"] and not (Path(checkpoint).parent / TEACHER_NAME).is_file():
+    if now["teacher_epochs"] and not (before / TEACHER_NAME).is_file():
         raise ValueError(f"cannot resume: {TEACHER_NAME}, the run's teacher, is not beside {checkpoint}.")
     if old.id2label != new.id2label:
         raise ValueError(f"cannot resume: {checkpoint} has other classes than this run.")
 
 
-def _check_output_dir(run: RunArguments, training: TrainingArguments, checkpoint: str | None):
+def _check_output_dir(run: RunArguments, training: TrainingArguments, before: Path | None):
     folder = Path(training.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file.")
-    if checkpoint and Path(checkpoint).resolve().parent == folder.resolve():
+    if before and before.resolve() == folder.resolve():
         return
     names = {path.name for path in folder.glob("*")}
     if names & {SETTINGS_NAME, "config.json"} or any(name.startswith(PREFIX_CHECKPOINT_DIR) for name in names):
@@ -229,9 +243,11 @@ def train(
 
     config = build_config(run, model_arguments, splits, data.source_name(data_arguments.data), pretrained)
     settings = _settings(run, data_arguments, augmentation, training)
-    if checkpoint:
-        _check_resumable(config, settings, checkpoint)
-    _check_output_dir(run, training, checkpoint)
+    before = None  # the folder of the run that goes on
+    if _is_resumed(training):
+        before = Path(checkpoint).parent if checkpoint else Path(training.output_dir)
+        _check_resumable(config, settings, before, checkpoint)
+    _check_output_dir(run, training, before)
     if repository and state.is_main_process:
         repository.check()  # now, and not after hours of training
     training.push_to_hub = False  # the Trainer would push raw weights, without code, and a card of its own
@@ -263,7 +279,7 @@ def train(
         trainer.add_callback(PushEverySave(trainer, repository, facts))
     state.wait_for_everyone()  # nobody writes before all have looked
     if state.is_main_process:
-        if checkpoint is None and run.overwrite_output_dir:
+        if before is None and run.overwrite_output_dir:
             _remove_old_run(Path(training.output_dir))
         Path(training.output_dir).mkdir(parents=True, exist_ok=True)
         _remove_old_evaluation(Path(training.output_dir))
@@ -272,7 +288,6 @@ def train(
             example = splits["validation" if "validation" in splits else "train"][0]["image"]
             example.save(Path(training.output_dir) / EXAMPLE_NAME)
     if run.teacher_epochs:
-        before = Path(checkpoint).parent if checkpoint else None
         teacher, taught = get_teacher(config, processor, splits["train"], run, augmentation, training, before)
         trainer.learn_from(teacher, run.teacher_weight, run.teacher_temperature)
         facts |= taught

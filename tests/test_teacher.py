@@ -1,10 +1,12 @@
 import json
+import shutil
 
 import datasets
 import pytest
 import torch
 from conftest import TINY, competition_zip
-from test_training import error_of
+from safetensors.torch import load_file, save_file
+from test_training import error_of, same, weights
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_vit_scratch import ViTScratchForImageClassification, data
@@ -116,3 +118,25 @@ def test_a_run_with_a_teacher_says_so_and_keeps_it_to_itself(digits, tmp_path, c
     assert "num_teachers 2, this run 3" in error_of(capsys, *told, *resume, "--num_teachers", "3")
     (tmp_path / "out" / "teacher.safetensors").unlink()
     assert "the run's teacher, is not beside" in error_of(capsys, *told, *resume)
+
+
+def test_a_run_stopped_among_its_teachers_ends_as_if_never_stopped(digits, tmp_path, capsys):
+    told = ["--data", digits, *TINY, "--teacher_epochs", "1", "--num_teachers", "2", "--torch_compile", "false"]
+    main([*told, "--output_dir", str(tmp_path / "whole")])
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    shutil.copy(tmp_path / "whole" / "training_args.json", stopped)
+    networks = load_file(tmp_path / "whole" / "teacher.safetensors")
+    first = {name: tensor for name, tensor in networks.items() if name.startswith("members.0.")}
+    assert 0 < len(first) < len(networks)
+    save_file(first, stopped / "teacher.safetensors")
+
+    told += ["--output_dir", str(stopped)]
+    assert "holds a run already" in error_of(capsys, *told)
+    resume = ["--resume_from_checkpoint", "true"]
+    assert "num_teachers 2, this run 3" in error_of(capsys, *told, *resume, "--num_teachers", "3")
+    main([*told, *resume])
+    printed = capsys.readouterr().out
+    assert "CNN 2 of 2" in printed and "CNN 1 of 2" not in printed
+    assert same(load_file(stopped / "teacher.safetensors"), networks)
+    assert same(weights(stopped), weights(tmp_path / "whole"))
