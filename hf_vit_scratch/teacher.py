@@ -43,7 +43,7 @@ class Teacher(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
         """`pixel_values`: `(batch_size, num_channels, height, width)`."""
-        answers = [member(pixel_values).logits for member in self.members]
+        answers = [member(pixel_values).logits.float() for member in self.members]
         return ImageClassifierOutput(logits=torch.stack(answers).mean(dim=0))
 
 
@@ -56,38 +56,60 @@ def get_teacher(
     training: TrainingArguments,
     resume_from: Path | None = None,
 ) -> tuple[nn.Module, dict]:
-    """Train the teacher, each network for `teacher_epochs` on the run's rows, after those of a run that is resumed.
+    """Train the teacher, each network for `teacher_epochs` on the run's rows; those of a resumed run are read.
 
-    It is left in the output folder as `teacher.safetensors`, network by network, for a run that goes on.
+    They are left in the output folder as `teacher.safetensors`, each as it is finished, for a run that goes on.
 
     Args: those of a trainer; `train`, the rows; `resume_from`, the folder of the run that is resumed.
 
     Returns: the teacher, which only answers; and what was measured, by its names in all_results.json.
+
+    Raises: ValueError where the file of the resumed run is damaged or not for this data.
     """
-    start = time.perf_counter()
-    state, members = PartialState(), []
-    stored = safetensors.torch.load_file(resume_from / TEACHER_NAME) if resume_from else {}
-    for number in range(run.num_teachers):
+    start, state = time.perf_counter(), PartialState()
+    file = Path(training.output_dir) / TEACHER_NAME
+    members = _read(resume_from / TEACHER_NAME, config) if resume_from else []
+    state.wait_for_everyone()  # before it is written again
+    if members and state.is_main_process:
+        print(f"{len(members)} of the teacher's {run.num_teachers} CNNs are trained already.", flush=True)
+        _write(members, file)
+    for number in range(len(members), run.num_teachers):
         transformers.set_seed(training.seed + _SEED_STEP * number)
-        member, prefix = StridedConvNet(config.num_channels, config.num_labels), f"members.{number}."
-        trained = {name.removeprefix(prefix): weights for name, weights in stored.items() if name.startswith(prefix)}
-        if trained:
-            member.load_state_dict(trained)
-        else:
-            if state.is_main_process:
-                parameters = f"{sum(parameter.numel() for parameter in member.parameters()):,} parameters"
-                print(f"First a teacher, CNN {number + 1} of {run.num_teachers}, {parameters}:", flush=True)
-            member = _train(member, number, processor, train, run, augmentation, training)
-        members.append(member.to(training.device))
+        member = StridedConvNet(config.num_channels, config.num_labels)
         if state.is_main_process:
-            file = Path(training.output_dir) / TEACHER_NAME
-            safetensors.torch.save_model(Teacher(members), f"{file}.partial")
-            os.replace(f"{file}.partial", file)
-    teacher = Teacher(members)
-    measured = {"teacher_parameters": sum(parameter.numel() for parameter in members[0].parameters())}
-    if not stored:
+            parameters = f"{_num_parameters(member):,} parameters"
+            print(f"First a teacher, CNN {number + 1} of {run.num_teachers}, {parameters}:", flush=True)
+        members.append(_train(member, number, processor, train, run, augmentation, training))
+        if state.is_main_process:
+            _write(members, file)
+    measured = {"teacher_parameters": _num_parameters(members[0])}
+    if not resume_from:
         measured["teacher_runtime"] = time.perf_counter() - start
+    teacher = Teacher(members).to(training.device)
     return (torch.compile(teacher) if training.torch_compile else teacher), measured
+
+
+def _num_parameters(member: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in member.parameters())
+
+
+def _write(members: list[nn.Module], file: Path) -> None:
+    safetensors.torch.save_model(Teacher(members), f"{file}.partial")
+    os.replace(f"{file}.partial", file)
+
+
+def _read(file: Path, config: ViTScratchConfig) -> list[nn.Module]:
+    """The networks that a run had finished. Raises: ValueError where they are not for this data."""
+    try:
+        stored = safetensors.torch.load_file(file)
+        numbers = {name.split(".")[1] for name in stored}
+        members = [StridedConvNet(config.num_channels, config.num_labels) for _ in numbers]
+        Teacher(members).load_state_dict(stored)
+    except (RuntimeError, IndexError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"cannot resume: {file} is damaged, or of other networks or data: start again with --overwrite_output_dir."
+        ) from error
+    return members
 
 
 def _train(

@@ -93,30 +93,28 @@ class PushEverySave(TrainerCallback):
         return found
 
 
-def find_checkpoint(training: TrainingArguments) -> str | None:
-    """The checkpoint to go on from: a folder as given, or for `true` the newest whole one in the output folder.
+def find_stopped_run(training: TrainingArguments) -> tuple[Path | None, str | None]:
+    """The folder of the run to go on with, and its checkpoint: as given, or for `true` its newest whole one.
 
-    None as well where the run to go on with ended before its first one, but has CNNs of its teacher.
+    Without a checkpoint where the run stopped before its first one, but has CNNs of its teacher; neither where no run
+    is to go on.
     """
-    wanted = training.resume_from_checkpoint
-    if not _is_resumed(training):
-        return None
-    if wanted.lower() != "true":
-        folders = [Path(wanted)]
-    else:
-        folders = Path(training.output_dir).glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    wanted, output = training.resume_from_checkpoint, Path(training.output_dir)
+    if wanted is None or wanted.lower() == "false":
+        return None, None
+    newest = wanted.lower() == "true"
+    folders = output.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if newest else [Path(wanted)]
     # trainer_state.json is written last: a checkpoint without it was cut off.
     whole = sorted((folder for folder in folders if (folder / "trainer_state.json").is_file()), key=_step_of)
-    if not whole and wanted.lower() == "true" and (Path(training.output_dir) / TEACHER_NAME).is_file():
-        return None
-    if not whole:
-        where = training.output_dir if wanted.lower() == "true" else wanted
-        raise ValueError(f"there is no whole checkpoint to resume from in {where}.")
-    return str(whole[-1])
-
-
-def _is_resumed(training: TrainingArguments) -> bool:
-    return (training.resume_from_checkpoint or "false").lower() != "false"
+    if whole:
+        return whole[-1].parent, str(whole[-1])
+    names = {file.name for file in output.glob("*")}
+    if newest and {TEACHER_NAME, SETTINGS_NAME} <= names and "config.json" not in names:  # which a finished run has
+        return output, None
+    raise ValueError(
+        f"there is no whole checkpoint to resume from in {output if newest else wanted}: "
+        "start again with --overwrite_output_dir."
+    )
 
 
 def _step_of(checkpoint: str | Path) -> int:
@@ -124,15 +122,15 @@ def _step_of(checkpoint: str | Path) -> int:
 
 
 def _check_resumable(config: ViTScratchConfig, settings: dict, before: Path, checkpoint: str | None):
-    """Refuse what would go on without a word: a model that fits in part, training images in the validation split.
-
-    `before` is the folder of the run that goes on, `checkpoint` one in it, or None where there is only its teacher.
-    """
+    """Refuse what would go on without a word: a model that fits in part, training images in the validation split."""
     file, where = before / SETTINGS_NAME, checkpoint or before
     written = complete_settings(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
-    then, now = ({**told.get("data", {}), **told.get("run", {})} for told in (written, settings))
+    kinds = ("data", "run", "augmentation", "training")
+    then, now = ({k: v for kind in kinds for k, v in told.get(kind, {}).items()} for told in (written, settings))
     names = ("data", "validation_size", "split_seed", "fold", "num_folds", "model_name_or_path", "muon_learning_rate")
     names += ("teacher_epochs", "num_teachers", "teacher_weight", "teacher_temperature")
+    if checkpoint is None:  # the CNNs to come are to be of one kind with those that are there
+        names += ("seed", *settings["augmentation"])
     for name in names:
         if name in then and then[name] != now[name]:
             raise ValueError(f"cannot resume: {where} has {name} {then[name]!r}, this run {now[name]!r}.")
@@ -150,12 +148,11 @@ def _check_resumable(config: ViTScratchConfig, settings: dict, before: Path, che
         raise ValueError(f"cannot resume: {checkpoint} has other classes than this run.")
 
 
-def _check_output_dir(run: RunArguments, training: TrainingArguments, before: Path | None):
+def _check_output_dir(run: RunArguments, training: TrainingArguments):
+    """Refuse to write over a run, unless that is asked for, or over what is no run."""
     folder = Path(training.output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir {folder} is a file.")
-    if before and before.resolve() == folder.resolve():
-        return
     names = {path.name for path in folder.glob("*")}
     if names & {SETTINGS_NAME, "config.json"} or any(name.startswith(PREFIX_CHECKPOINT_DIR) for name in names):
         if not run.overwrite_output_dir:
@@ -224,7 +221,7 @@ def train(
     transformers.logging.disable_progress_bar()  # that of each file that is saved; the Trainer's own stays
     if state.is_main_process and data_arguments.data == SAMPLE:
         print(SAMPLE_NOTICE, flush=True)
-    checkpoint, pretrained = find_checkpoint(training), None
+    (before, checkpoint), pretrained = find_stopped_run(training), None
     if run.model_name_or_path:
         with state.main_process_first():
             pretrained = load_pretrained(checkpoint or run.model_name_or_path)
@@ -243,11 +240,11 @@ def train(
 
     config = build_config(run, model_arguments, splits, data.source_name(data_arguments.data), pretrained)
     settings = _settings(run, data_arguments, augmentation, training)
-    before = None  # the folder of the run that goes on
-    if _is_resumed(training):
-        before = Path(checkpoint).parent if checkpoint else Path(training.output_dir)
+    if before:
         _check_resumable(config, settings, before, checkpoint)
-    _check_output_dir(run, training, before)
+    goes_on = before is not None and before.resolve() == Path(training.output_dir).resolve()
+    if not goes_on:
+        _check_output_dir(run, training)
     if repository and state.is_main_process:
         repository.check()  # now, and not after hours of training
     training.push_to_hub = False  # the Trainer would push raw weights, without code, and a card of its own
@@ -279,7 +276,7 @@ def train(
         trainer.add_callback(PushEverySave(trainer, repository, facts))
     state.wait_for_everyone()  # nobody writes before all have looked
     if state.is_main_process:
-        if before is None and run.overwrite_output_dir:
+        if run.overwrite_output_dir and not goes_on:
             _remove_old_run(Path(training.output_dir))
         Path(training.output_dir).mkdir(parents=True, exist_ok=True)
         _remove_old_evaluation(Path(training.output_dir))
@@ -370,7 +367,7 @@ def main(argv: list[str] | None = None):
     try:
         train(*parse_arguments(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
-        leave("train.py: stopped. --resume_from_checkpoint true goes on from the last checkpoint.")
+        leave("train.py: stopped. --resume_from_checkpoint true goes on from the last checkpoint or CNN of a teacher.")
     except (ValueError, OSError) as error:
         if os.environ.get("RANK", "0") == "0":
             line = re.sub(r"\bhf_[A-Za-z0-9]{8,}", "hf_...", " ".join(str(error).split()))  # a token that was mistyped

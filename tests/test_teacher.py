@@ -135,8 +135,17 @@ def test_a_run_stopped_among_its_teachers_ends_as_if_never_stopped(digits, tmp_p
     assert "holds a run already" in error_of(capsys, *told)
     resume = ["--resume_from_checkpoint", "true"]
     assert "num_teachers 2, this run 3" in error_of(capsys, *told, *resume, "--num_teachers", "3")
+    assert "seed 42, this run 7" in error_of(capsys, *told, *resume, "--seed", "7")
+    (stopped / "teacher.safetensors").rename(tmp_path / "whole.safetensors")
+    assert "no whole checkpoint" in error_of(capsys, *told, *resume)
+    save_file({name.removeprefix("members.0."): first[name] for name in first}, stopped / "teacher.safetensors")
+    assert "of other networks or data" in error_of(capsys, *told, *resume)
+    (tmp_path / "whole.safetensors").rename(stopped / "teacher.safetensors")
     main([*told, *resume])
     printed = capsys.readouterr().out
     assert "CNN 2 of 2" in printed and "CNN 1 of 2" not in printed
-    assert same(load_file(stopped / "teacher.safetensors"), networks)
+    assert same(networks, load_file(stopped / "teacher.safetensors"))
     assert same(weights(stopped), weights(tmp_path / "whole"))
+    for checkpoint in stopped.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    assert "no whole checkpoint" in error_of(capsys, *told, *resume)  # it is finished, and nothing is to be done

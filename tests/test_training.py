@@ -151,7 +151,9 @@ def same(one, other) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize("more", [[], ["--muon_learning_rate", "1e-3"], ["--teacher_epochs", "2"]])
+@pytest.mark.parametrize(
+    "more", [[], ["--muon_learning_rate", "1e-3"], ["--teacher_epochs", "2", "--num_teachers", "2"]]
+)
 def test_a_seed_repeats_a_run_and_a_resumed_run_ends_as_if_never_stopped(more, digits, tmp_path):
     arguments = ["--data", digits, *TINY, "--num_train_epochs", "4", "--save_steps", "5", "--eval_strategy", "no"]
     arguments += ["--hidden_dropout_prob", "0.1", "--drop_path_rate", "0.1", "--save_total_limit", "9"]
@@ -205,8 +207,10 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_p
     wrong = ["--overwrite_output_dir", "--augmentation", "flip"]
     assert "augmentation must be" in error_of(capsys, *arguments, *wrong)
     assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    main([*arguments, "--overwrite_output_dir"])
-    assert not (tmp_path / "out" / "checkpoint-999").exists()
+    for more in ([], other):
+        main([*arguments, "--overwrite_output_dir", *more])
+        assert not (tmp_path / "out" / "checkpoint-999").exists()
+        (tmp_path / "out" / "checkpoint-999").mkdir()
 
 
 def test_all_rows_can_be_trained_on_without_a_validation_split(digits, tmp_path):
