@@ -45,7 +45,9 @@ class ConvNet(PreTrainedModel):
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> ImageClassifierOutput:
         # On a CPU convolutions are a good deal faster with the channels last in memory.
         features = self.features(pixel_values.contiguous(memory_format=torch.channels_last))
-        logits = self.head(features.amax(dim=(-2, -1)))
+        # Not amax: its gradient, compiled in bf16, looks for the maximum among values that are rounded otherwise,
+        # finds it nowhere, and divides by 0.
+        logits = self.head(features.flatten(2).max(dim=2).values)
         return ImageClassifierOutput(loss=None if labels is None else F.cross_entropy(logits, labels), logits=logits)
 
 

@@ -25,6 +25,7 @@ from tqdm.auto import tqdm
 from .arguments import ExploreArguments
 from .bounds import draw, suggest
 from .findings import summary, write_findings, write_plots
+from .trainer import DivergedError
 from .trials import Explorer, Spec
 
 STORAGE_NAME, SETTINGS_NAME = "trials.db", "study.json"
@@ -176,6 +177,9 @@ class _Study:
             if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "not enough memory" not in str(error):
                 raise
             trial.set_user_attr("failed", "out of memory")
+            raise optuna.TrialPruned from error
+        except DivergedError as error:
+            trial.set_user_attr("failed", "diverged")
             raise optuna.TrialPruned from error
         if not math.isfinite(measured["negative_log_likelihood"]):
             trial.set_user_attr("failed", "diverged")

@@ -1,5 +1,6 @@
 """The Trainer with what this package adds to it, for any model that is called as the ViT is."""
 
+import math
 import os
 from contextlib import contextmanager
 
@@ -75,6 +76,22 @@ class MildEnd(TrainerCallback):
         self.augmentation.strength = self.strength if at_the_end else 1.0
 
 
+class DivergedError(ValueError):
+    """The loss of a training is not a number any more, and will not be one again."""
+
+
+class StopWhenDiverged(TrainerCallback):
+    """Raise a [`DivergedError`] at the first loss logged that is not finite, instead of training on for hours."""
+
+    def on_log(self, args, state, control, logs=None, **kwargs):
+        loss = float((logs or {}).get("loss", 0.0))
+        if not math.isfinite(loss):
+            raise DivergedError(
+                f"training has diverged: the loss is {loss} at step {state.global_step} of {state.max_steps}. Begin "
+                f"again with a learning_rate below {args.learning_rate}, more warmup_steps, or bf16 and fp16 false."
+            )
+
+
 def distillation_loss(logits: torch.Tensor, answers: torch.Tensor, temperature: float) -> torch.Tensor:
     """Soft distillation, the second term of equation 2 of DeiT (arXiv 2012.12877), averaged over the batch.
 
@@ -108,6 +125,7 @@ class ViTScratchTrainer(Trainer):
         self.to_pixel_values = to_pixel_values.to(self.args.device)
         self.average = WeightAverage(self.model, ema_decay)
         self.add_callback(self.average)
+        self.add_callback(StopWhenDiverged())
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """Matrices only: no biases, no norms, no class token, no position embeddings."""

@@ -201,6 +201,15 @@ def test_heads_keep_about_the_recipes_four_dimensions_and_divide_the_width(sourc
     assert explorer.fields({"hidden_size": width, "num_attention_heads": 1})["num_attention_heads"] == 1
 
 
+def test_a_rate_at_which_training_diverges_is_left_behind(source, tmp_path):
+    bounds = tmp_path / "bounds.yaml"
+    bounds.write_text("hidden_size: [8]\nnum_hidden_layers: [1, 2, 3]\nlearning_rate: [1e-2, 1e30]\n")
+    main(command(source, "size", tmp_path / "out", "--bounds", str(bounds)))
+    states = {(float(row["learning_rate"]), row["state"]) for row in rows(tmp_path / "out")}
+    assert states == {(1e-2, "complete"), (1e30, "diverged")}
+    assert len(rows(tmp_path / "out")) == 2 + 2 + 3 * 3  # two rates, two sizes more, three of them three times
+
+
 def test_the_rows_that_confirm_take_no_part_in_anything_else(source, tmp_path):
     explorer = explore.Explorer(*parse_exploration(command(source, "size", tmp_path)[1:]))
     parts = [set(data.row_numbers(part).tolist()) for part in explorer.splits.values()]

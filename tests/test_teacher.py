@@ -50,6 +50,22 @@ def test_the_network_that_teaches_is_the_notebooks_and_takes_images_of_any_size(
     assert not torch.equal(model.train()(bordered).logits, model(bordered).logits)  # dropout
 
 
+def test_the_network_that_teaches_is_compiled_in_bf16_to_the_gradients_of_fp32():
+    torch.manual_seed(0)
+    model = StridedConvNet(1, 10, dropout=1e-6)  # hardly ever anything, but compiled in
+    images, labels = torch.rand(64, 1, 28, 28), torch.arange(64) % 10
+
+    def gradient(forward, bf16):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = forward(images, labels).loss
+        loss.backward()
+        return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+    exact, fast = gradient(model, False), gradient(torch.compile(model), True)
+    assert torch.cosine_similarity(exact, fast, dim=0) > 0.95
+
+
 class Mistaken(torch.nn.Module):
     """Gives each image the class after its own, which is where its bright block is."""
 

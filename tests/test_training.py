@@ -319,6 +319,12 @@ def test_every_recipe_of_the_package_can_be_read(recipe):
     assert isinstance(training, TrainingArguments)
 
 
+def test_a_run_that_diverges_is_stopped_with_one_line(digits, tmp_path, capsys):
+    rate = ["--learning_rate", "1e30", "--warmup_steps", "0", "--max_steps", "50"]
+    words = error_of(capsys, "--data", digits, *TINY, *rate, "--output_dir", str(tmp_path / "out"))
+    assert "training has diverged: the loss is nan" in words and "learning_rate below 1e+30" in words
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
