@@ -1,0 +1,79 @@
+"""The models that are released in model_cards/, as somebody meets them who has only their folder."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from huggingface_hub import ModelCard
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageFilter
+
+from hf_vit_scratch.inference import load_model
+from hf_vit_scratch.publish import files_to_push
+
+RELEASED = sorted(file.parent for file in (REPOSITORY / "model_cards").glob("*/config.json"))
+
+# Arguments: the folder of the model, pictures.
+WITHOUT_THE_PACKAGE = """
+import sys
+sys.modules["hf_vit_scratch"] = None  # an installed package is not found either
+from transformers import pipeline
+
+classify = pipeline("image-classification", model=sys.argv[1], trust_remote_code=True)
+for picture in sys.argv[2:]:
+    best = classify(picture)[0]
+    print(best["label"], best["score"])
+"""
+
+
+def printed_digit(digit: int) -> Image.Image:
+    """White on black, as thick, as large and as soft as one that was written with a pen: 20 of 28 pixels high."""
+    figure = Figure(figsize=(2.24, 2.24), dpi=100, facecolor="black")
+    figure.text(0.5, 0.5, str(digit), color="white", size=125, ha="center", va="center")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("L")
+    inner = picture.crop(picture.getbbox()).filter(ImageFilter.GaussianBlur(3))
+    inner.thumbnail((20, 20))
+    digit_of_28 = Image.new("L", (28, 28))
+    digit_of_28.paste(inner, ((28 - inner.width) // 2, (28 - inner.height) // 2))
+    return digit_of_28
+
+
+@pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: folder.name)
+def test_a_released_model_reads_digits_with_its_own_code_as_with_the_package(folder, tmp_path):
+    pictures = [tmp_path / f"{digit}.png" for digit in range(10)]
+    for digit, picture in enumerate(pictures):
+        printed_digit(digit).save(picture)
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_THE_PACKAGE, folder, *pictures],
+        cwd=tmp_path,
+        env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    answers = [line.split() for line in done.stdout.splitlines()]
+    model, processor = load_model(folder)
+    with torch.inference_mode():
+        pixels = processor([Image.open(picture) for picture in pictures], return_tensors="pt")
+        scores, labels = model(**pixels).logits.softmax(-1).max(-1)
+    assert [label for label, _ in answers] == [model.config.id2label[int(label)] for label in labels]
+    torch.testing.assert_close(torch.tensor([float(score) for _, score in answers]), scores, atol=1e-5, rtol=0)
+    assert [label for label, _ in answers] == list("0123456789")
+
+
+@pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: folder.name)
+def test_a_released_model_can_be_pushed_and_its_card_has_the_figures_of_its_evaluation(folder):
+    names = {file.name for file in files_to_push(folder)}
+    assert {"model.safetensors", "README.md", "evaluation.json", "robustness.png", "wrong.png"} <= names
+    evaluation = json.loads((folder / "evaluation.json").read_text())
+    card = ModelCard.load(folder / "README.md")
+    (result,) = card.data.eval_results
+    assert result.metric_value == pytest.approx(1 - evaluation["errors"] / evaluation["num_images"])
+    assert f"| {evaluation['errors']} | {evaluation['num_images']:,} |" in card.text
