@@ -258,7 +258,7 @@ def _measure(answers: list[Answers]) -> dict:
                 "errors": int((part.logits.argmax(axis=1) != part.labels).sum()),
                 "negative_log_likelihood": float(_losses(part).mean()),
                 "train_runtime": part.run.results["train_runtime"],
-                "teacher_runtime": part.run.results.get("teacher_runtime") or 0.0,
+                "teacher_runtime": part.run.results.get("teacher_runtime", 0.0),
                 "hardware": part.run.results["hardware"],
             }
             for part in answers

@@ -281,9 +281,10 @@ def train(
         Path(training.output_dir).mkdir(parents=True, exist_ok=True)
         _remove_old_evaluation(Path(training.output_dir))
         _write_json(Path(training.output_dir) / SETTINGS_NAME, settings)
-        if facts["data"] in (SAMPLE, COMPETITION):  # public digits; an image of the user's own is not for a card
-            example = splits["validation" if "validation" in splits else "train"][0]["image"]
-            example.save(Path(training.output_dir) / EXAMPLE_NAME)
+        held_out = splits.get("validation", splits.get("test"))
+        # Of public digits; an image of the user's own is not for a card.
+        if held_out is not None and facts["data"] in (SAMPLE, COMPETITION):
+            held_out[0]["image"].save(Path(training.output_dir) / EXAMPLE_NAME)
     if run.teacher_epochs:
         teacher, taught = get_teacher(config, processor, splits["train"], run, augmentation, training, before)
         trainer.learn_from(teacher, run.teacher_weight, run.teacher_temperature)
