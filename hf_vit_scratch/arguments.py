@@ -282,7 +282,7 @@ def parse_exploration(argv: list[str]) -> tuple:
         raise ValueError("model_name_or_path: explore trains from scratch, since a pre-trained model has its size.")
     flags = (word[2:].partition("=")[0].replace("-", "_") for word in rest if word.startswith("--"))
     values = {name: value for part in arguments for name, value in vars(part).items()}
-    recipe = {"size": run.size, "num_train_epochs": values["num_train_epochs"]}
+    recipe = {name: values[name] for name in ("size", "num_train_epochs", "learning_rate")}
     for name in [*read_recipe(run.recipe), *flags]:
         if name in _OF_A_RECIPE:
             recipe[name] = getattr(values[name], "value", values[name])  # a choice of transformers is an Enum

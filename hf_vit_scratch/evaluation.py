@@ -82,8 +82,9 @@ def evaluate(models: list[str], source: str, output_dir: str, against: list[str]
     Raises: ValueError, in one line, where a folder is no run on this data, or the runs are not of one recipe.
     """
     output = Path(output_dir)
-    if repeated := sorted({folder for folder in models if models.count(folder) > 1}):
-        raise ValueError(f"{repeated[0]} is given twice.")
+    given = [Path(folder).resolve() for folder in [*models, *(against or [])]]
+    if repeated := next((folder for folder in given if given.count(folder) > 1), None):
+        raise ValueError(f"{repeated} is given twice.")
     groups = [[_read_run(folder, source) for folder in folders] for folders in (models, against or [])]
     released = _read_run(output_dir, source) if (output / "config.json").is_file() else None
     for runs in ([*groups[0], *([released] if released else [])], groups[1]):
@@ -143,7 +144,11 @@ def summary(evaluation: dict) -> str:
             f"paired on {paired['num_images']:,} images: only the first wrong {paired['only_ours_wrong']}, only the "
             f"second {paired['only_theirs_wrong']}"
             + ("" if paired["mcnemar_p"] is None else f" (McNemar p = {paired['mcnemar_p']:.2g})")
-            + f"; negative log-likelihood {paired['nll_difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+            + (
+                f"; negative log-likelihood {paired['nll_difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+                if evaluation["label_smoothing"] == evaluation["against"]["label_smoothing"]
+                else "; their likelihoods do not compare, since one was trained with more label smoothing"
+            )
         )
     return "\n".join(lines)
 
@@ -240,6 +245,7 @@ def _measure(answers: list[Answers]) -> dict:
     rates = [float((part.logits.argmax(axis=1) != part.labels).mean()) for part in answers]
     return {
         "parameters": answers[0].run.results["parameters"],
+        "label_smoothing": answers[0].run.settings["training"]["label_smoothing_factor"],
         "num_images": len(rows),
         "distinct_images": distinct,
         **rate([part.logits for part in answers]),
@@ -259,6 +265,7 @@ def _measure(answers: list[Answers]) -> dict:
                 "negative_log_likelihood": float(_losses(part).mean()),
                 "train_runtime": part.run.results["train_runtime"],
                 "teacher_runtime": part.run.results.get("teacher_runtime", 0.0),
+                "resumed_from_step": part.run.results["resumed_from_step"],
                 "hardware": part.run.results["hardware"],
             }
             for part in answers

@@ -120,7 +120,7 @@ def _recipe(best: pd.Series, setups: pd.DataFrame, setting: list[str], trials: i
     recipe = {**settings["recipe"], **fields}
     if fields.get("stem") == "patch":
         recipe = {name: value for name, value in recipe.items() if name not in ("stem_depth", "stem_width")}
-    if recipe.get("muon_learning_rate") and "learning_rate" in settings["recipe"]:
+    if recipe.get("muon_learning_rate"):  # it went up and down with the other
         recipe["muon_learning_rate"] *= recipe["learning_rate"] / settings["recipe"]["learning_rate"]
     same = setups[setups.confirming.astype(bool) & (setups.fraction == 1) & setups.augmented.astype(bool)]
     for name in ("family", "learning_rate", *fields):
@@ -160,7 +160,8 @@ def _markdown(table: pd.DataFrame, setups: pd.DataFrame, setting: list[str], set
         lines += [
             "",
             f"In {falling} of {setups.seeds.sum()} trainings the negative log-likelihood fell by more than "
-            f"{_STILL_FALLING:.0%} in the last fifth (marked: falling): longer, these would come out better.",
+            f"{_STILL_FALLING:.0%} in the last fifth (marked: falling). A rate that falls to 0 makes for that; what "
+            "a longer schedule would bring, it does not say.",
         ]
     varied = [name for name in setting if name != "confirming" and table[name].nunique(dropna=False) > 1]
     varied += ["hardware"] if len(hardware) > 1 else []

@@ -95,10 +95,10 @@ def compare(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, rows: np.n
         "only_theirs_wrong": only_theirs,
         "mcnemar_p": float(mcnemar) if times.max() == 1 else None,
     }
-    random = np.random.default_rng(0)
-    samples = [random.integers(0, len(images), len(images)) for _ in range(num_resamples)]
     for name, (one, other) in {"error_rate": wrong, "nll": losses}.items():
         difference = np.bincount(image_of, weights=one.astype(float) - other) / times
-        bounds = np.percentile([difference[sample].mean() for sample in samples], [2.5, 97.5])
-        found |= {f"{name}_difference": float(difference.mean()), f"{name}_interval": bounds.tolist()}
+        random = np.random.default_rng(0)  # the same resamples for both
+        means = [difference[random.integers(0, len(images), len(images))].mean() for _ in range(num_resamples)]
+        found |= {f"{name}_difference": float(difference.mean())}
+        found |= {f"{name}_interval": np.percentile(means, [2.5, 97.5]).tolist()}
     return found

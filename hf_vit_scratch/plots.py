@@ -15,19 +15,21 @@ from matplotlib import pyplot as plt  # noqa: E402 - the backend without a scree
 
 
 def plot_curves(log_history: list[dict], file: str | os.PathLike) -> None:
-    """Loss and validation accuracy against epochs, from the Trainer's `state.log_history`."""
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    """Loss and, if there is one, validation accuracy against epochs, from the Trainer's `state.log_history`."""
+    accuracies = [(row["epoch"], 100 * row["eval_accuracy"]) for row in log_history if "eval_accuracy" in row]
+    panels = 2 if accuracies else 1
+    figure = plt.figure(figsize=(5 * panels, 4), layout="constrained")
+    (left, *right) = figure.subplots(1, panels, squeeze=False)[0]
     for key, label in (("loss", "training"), ("eval_loss", "validation, averaged weights")):
         points = [(row["epoch"], row[key]) for row in log_history if key in row]
         if points:
             left.plot(*zip(*points, strict=True), label=label)
-    left.set(title="loss (with the run's label smoothing)", xlabel="epoch", yscale="log")
+    left.set(title="loss, with label smoothing and teacher", xlabel="epoch", yscale="log")
     left.legend()
-    points = [(row["epoch"], 100 * row["eval_accuracy"]) for row in log_history if "eval_accuracy" in row]
-    if points:
-        right.plot(*zip(*points, strict=True), marker="o", color="C1")
-    right.set(title="validation accuracy of the averaged weights, %", xlabel="epoch")
-    for axes in (left, right):
+    for axes in right:
+        axes.plot(*zip(*accuracies, strict=True), marker="o", color="C1")
+        axes.set(title="validation accuracy of the averaged weights, %", xlabel="epoch")
+    for axes in (left, *right):
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120)
     plt.close(figure)

@@ -7,7 +7,7 @@ import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatch
-from importlib import metadata, resources
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -32,8 +32,8 @@ _TEMPLATES = (
 _CODE = tuple(f"{room}_vit_scratch.py" for room in ("configuration", "modeling", "image_processing"))
 _NEEDED = ("config.json", "preprocessor_config.json", *_CODE)
 _INDEX = "model.safetensors.index.json"
-_WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", _INDEX)
-_PUSHED = (*_NEEDED, *_WEIGHTS, "README.md", RESULTS_NAME, SETTINGS_NAME, EVALUATION_NAME, "*.png")
+WEIGHTS = ("model.safetensors", "model-*-of-*.safetensors", _INDEX)
+_PUSHED = (*_NEEDED, *WEIGHTS, "README.md", RESULTS_NAME, SETTINGS_NAME, EVALUATION_NAME, "*.png")
 _PICKLES = (".bin", ".ckpt", ".joblib", ".pickle", ".pkl", ".pt", ".pth")
 _BUSY = (None, 429, 500, 502, 503, 504)
 _WAITS = (1, 2, 4)  # seconds before each new try
@@ -71,6 +71,10 @@ def write_card(folder: Path, config: "ViTScratchConfig", results: dict, name: st
     has_example, evaluation = (folder / "example.png").exists(), None
     if (folder / EVALUATION_NAME).exists():
         evaluation = json.loads((folder / EVALUATION_NAME).read_text(encoding="utf-8"))
+    eval_results = [_eval_result(data, data, row["split"], row["accuracy"]) for row in measured]
+    if evaluation:
+        rows = f"{data}, rows held out from other weights of the recipe"
+        eval_results.append(_eval_result(data, rows, "train", evaluation["accuracy"]))
     card = ModelCard.from_template(
         ModelCardData(
             license="apache-2.0",
@@ -82,11 +86,7 @@ def write_card(folder: Path, config: "ViTScratchConfig", results: dict, name: st
             base_model=base if "/" in base else None,
             metrics=["accuracy"],
             model_name=name,
-            eval_results=[
-                _eval_result(data, row)
-                for row in measured + ([{"split": "train", **evaluation}] if evaluation else [])
-            ]
-            or None,
+            eval_results=eval_results or None,
             **({"widget": [{"src": "example.png", "example_title": "A held-out digit"}]} if has_example else {}),
         ),
         template_str=next(file for file in _TEMPLATES if file.is_file()).read_text(encoding="utf-8"),
@@ -106,19 +106,18 @@ def write_card(folder: Path, config: "ViTScratchConfig", results: dict, name: st
         settings=complete_settings(json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))),
         plots=[plot for plot in ("curves.png", "confusion_matrix.png") if (folder / plot).exists()],
         has_example=has_example,
-        versions={part: metadata.version(part) for part in ("torch", "transformers", "accelerate", "datasets")},
     )
     card.save(folder / "README.md")
 
 
-def _eval_result(data: str, row: dict) -> EvalResult:
+def _eval_result(data: str, rows: str, split: str, accuracy: float) -> EvalResult:
     return EvalResult(
         task_type="image-classification",
         dataset_type=data,
-        dataset_name=data,
-        dataset_split=row["split"],
+        dataset_name=rows,
+        dataset_split=split,
         metric_type="accuracy",
-        metric_value=row["accuracy"],
+        metric_value=accuracy,
     )
 
 
@@ -205,7 +204,7 @@ class Repository:
         head = self.api.model_info(self.repo_id, revision=self.revision)
         names = [path.name for path in files]
         # Weights that were sharded otherwise, or not at all, would be found by transformers in place of the new.
-        old = [file.rfilename for file in head.siblings if any(fnmatch(file.rfilename, part) for part in _WEIGHTS)]
+        old = [file.rfilename for file in head.siblings if any(fnmatch(file.rfilename, part) for part in WEIGHTS)]
         changes = [Add(path.name, self._content(path)) for path in files]
         changes += [Delete(name) for name in old if name not in names]
         message = "Push with vit-scratch"

@@ -26,6 +26,7 @@ from .building import build_trainer
 from .cnn import StridedConvNet
 from .configuration_vit_scratch import ViTScratchConfig
 from .image_processing_vit_scratch import ViTScratchImageProcessor
+from .trainer import DivergedError
 
 TEACHER_NAME = "teacher.safetensors"
 # Chosen on fold 1 of the competition; all else is as the run says.
@@ -132,6 +133,12 @@ def _train(
     trainer = build_trainer(member, processor, datasets.DatasetDict(train=train), run, augmentation, own)
     # Each process augments its images in its own way.
     transformers.set_seed(training.seed + _SEED_STEP * number + PartialState().process_index)
-    trainer.train()
+    try:
+        trainer.train()
+    except DivergedError as error:
+        raise ValueError(
+            f"the teacher's CNN {number + 1} has diverged: begin again with more warmup_steps, with bf16 and fp16 "
+            "false, or with another seed."
+        ) from error
     with trainer.average.in_place():
         return copy.deepcopy(trainer.model)

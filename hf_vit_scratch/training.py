@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import Future, wait
+from importlib import metadata
 from pathlib import Path
 
 import datasets
@@ -32,6 +33,7 @@ from .publish import (
     RESULTS_NAME,
     ROBUSTNESS_PLOT,
     SETTINGS_NAME,
+    WEIGHTS,
     WRONG_PLOT,
     Repository,
     leave,
@@ -192,10 +194,12 @@ def _remove_old_evaluation(folder: Path):
 
 
 def _remove_old_run(folder: Path):
-    """What a new run might not replace, and would then be taken for its own."""
+    """All that a new run, stopped or not, would be taken for if it stayed: weights, what was measured of them."""
     for checkpoint in folder.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
         shutil.rmtree(checkpoint)
-    for name in ("submission.csv", "confusion_matrix.png", EXAMPLE_NAME, EMISSIONS_NAME, TEACHER_NAME):
+    files = (SETTINGS_NAME, RESULTS_NAME, EXAMPLE_NAME, EMISSIONS_NAME, TEACHER_NAME)
+    files += ("config.json", "README.md", "submission.csv", "curves.png", "confusion_matrix.png")
+    for name in (*files, *(file.name for pattern in WEIGHTS for file in folder.glob(pattern))):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -271,6 +275,7 @@ def train(
         "hardware": describe(training.device, state.num_processes),
         "resumed_from_step": _step_of(checkpoint) if checkpoint else 0,
         "load_seconds": round(load_seconds, 3),
+        "versions": {name: metadata.version(name) for name in ("torch", "transformers", "accelerate", "datasets")},
     }
     if repository and training.hub_strategy == HubStrategy.EVERY_SAVE:
         trainer.add_callback(PushEverySave(trainer, repository, facts))
@@ -315,11 +320,11 @@ def _repository(training: TrainingArguments) -> Repository:
 
 
 def _energy(folder: Path) -> dict:
-    """What codecarbon measured, in kWh, where it was asked to."""
+    """What codecarbon measured, in kWh, where it was asked to: a line for each CNN of a teacher, one for the ViT."""
     if not (folder / EMISSIONS_NAME).exists():
         return {}
     with open(folder / EMISSIONS_NAME, newline="", encoding="utf-8") as stream:
-        return {"energy_kwh": float(list(csv.DictReader(stream))[-1]["energy_consumed"])}
+        return {"energy_kwh": sum(float(row["energy_consumed"]) for row in csv.DictReader(stream))}
 
 
 def _measure(training: TrainingArguments, splits: datasets.DatasetDict) -> dict:

@@ -1,6 +1,7 @@
 """Three small runs of one recipe on three folds, two of another, and what `vit-scratch evaluate` says of them."""
 
 import json
+import math
 import shutil
 import zipfile
 
@@ -10,6 +11,8 @@ import torch
 from conftest import TINY, blocks, competition_zip
 from huggingface_hub import ModelCard
 from PIL import Image
+from scipy import stats
+from scipy.ndimage import gaussian_filter
 from sklearn.model_selection import StratifiedKFold
 from test_cli import refused
 from transformers import AutoImageProcessor, AutoModelForImageClassification
@@ -150,10 +153,36 @@ def test_rows_are_named_where_all_models_agree_against_the_label(runs, evaluatio
         assert entry["least_probability"] == pytest.approx(min(float(one.max()) for one in said), abs=1e-5)
 
 
-def test_robustness_falls_with_the_strength_of_noise(evaluation):
+def test_robustness_falls_with_the_strength_of_noise_and_blur_is_what_scipy_makes_of_the_images(runs, evaluation):
     rates = [evaluation["error_rate"], *(point["error_rate"] for point in evaluation["robustness"]["noise"])]
     assert rates[-1] > rates[0]
     assert [len(points) for points in evaluation["robustness"].values()] == [3, 3, 3, 3]
+    for point in evaluation["robustness"]["blur"]:
+        errors = 0
+        for fold in FOLDS:
+            _, images, labels = held_out(fold)
+            std = (0, point["strength"], point["strength"])
+            blurred = gaussian_filter(images / 255.0, std, mode="constant", radius=math.ceil(3 * point["strength"]))
+            model = AutoModelForImageClassification.from_pretrained(runs / f"fold-{fold}")
+            with torch.inference_mode():
+                said = model(torch.tensor(2 * blurred[:, None] - 1, dtype=torch.float32)).logits
+            errors += int((said.argmax(dim=1) != torch.from_numpy(labels)).sum())
+        assert point["errors"] == errors
+
+
+def test_rows_that_models_of_two_seeds_were_asked_about_count_once(runs, tmp_path):
+    told = ["--data", str(runs / "digits.zip"), *TINY, "--max_steps", "5", "--fold", "2"]
+    for seed in (1, 2):
+        training.main([*told, "--seed", str(seed), "--output_dir", str(tmp_path / f"seed-{seed}")])
+    models = ["--model", *(str(tmp_path / f"seed-{seed}") for seed in (1, 2))]
+    main(["evaluate", *models, "--data", str(runs / "digits.zip"), "--output_dir", str(tmp_path / "seeds")])
+    found = json.loads((tmp_path / "seeds" / "evaluation.json").read_text())
+    assert (found["num_images"], found["distinct_images"]) == (80, 40)
+    assert sum(model["errors"] for model in found["models"]) == found["errors"] > 0
+    mean = round(found["errors"] / 2)
+    low = stats.beta.ppf(0.025, mean, 40 - mean + 1) if mean else 0.0  # Clopper and Pearson, in closed form
+    high = stats.beta.ppf(0.975, mean + 1, 40 - mean) if mean < 40 else 1.0
+    assert found["interval"] == pytest.approx([low, high])
 
 
 def test_the_card_of_the_model_trained_on_all_rows_has_the_figures(runs, evaluation):
@@ -199,7 +228,8 @@ def test_what_does_not_belong_together_is_refused_and_nothing_is_written(runs, t
         "evaluate", "--model", one, "--data", "sample", *to
     )
     assert "not the output folder of a finished run" in said("evaluate", "--model", str(tmp_path), *zipped, *to)
-    assert "is given twice" in said("evaluate", "--model", one, one, *zipped, *to)
+    assert "is given twice" in said("evaluate", "--model", one, f"{one}/", *zipped, *to)
+    assert "is given twice" in said("evaluate", "--model", one, "--against", one, *zipped, *to)
     assert "has no partner" in said("evaluate", "--model", one, "--against", other, *zipped, *to)
     assert "was trained on other rows or classes" in said(
         "evaluate", "--model", str(runs / "fold-4"), "--data", other_zip(tmp_path), *to

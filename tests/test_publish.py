@@ -65,7 +65,7 @@ def test_the_card_says_what_it_is_made_of_and_leaves_out_what_is_not_known(run_f
     )
 
 
-def test_the_energy_is_what_codecarbon_wrote_last(tmp_path):
+def test_the_energy_is_that_of_all_trainings_that_codecarbon_watched(tmp_path):
     assert _energy(tmp_path) == {}
     (tmp_path / "emissions.csv").write_text("timestamp,energy_consumed\n2026-01-01,0.5\n2026-01-02,0.25\n")
-    assert _energy(tmp_path) == {"energy_kwh": 0.25}
+    assert _energy(tmp_path) == {"energy_kwh": 0.75}

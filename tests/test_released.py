@@ -77,3 +77,16 @@ def test_a_released_model_can_be_pushed_and_its_card_has_the_figures_of_its_eval
     (result,) = card.data.eval_results
     assert result.metric_value == pytest.approx(1 - evaluation["errors"] / evaluation["num_images"])
     assert f"| {evaluation['errors']} | {evaluation['num_images']:,} |" in card.text
+    assert sum(model["errors"] for model in evaluation["models"]) == evaluation["errors"]
+    low, high = (100 * bound for bound in evaluation["interval"])
+    header = (REPOSITORY / "hf_vit_scratch" / "recipes" / f"{evaluation['recipe']}.yaml").read_text()
+    words = f"{evaluation['errors']} of {evaluation['num_images']:,} wrong"
+    assert words in header and f"({low:.3f} to {high:.3f}%)" in header
+    words = f"{evaluation['errors']} wrong of {evaluation['num_images']:,}"
+    assert words in (REPOSITORY / "README.md").read_text()
+
+
+@pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: folder.name)
+def test_a_released_model_carries_the_code_of_the_package(folder):
+    for file in folder.glob("*.py"):
+        assert file.read_bytes() == (REPOSITORY / "hf_vit_scratch" / file.name).read_bytes(), file.name

@@ -213,6 +213,19 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_p
         (tmp_path / "out" / "checkpoint-999").mkdir()
 
 
+def test_a_run_that_is_written_over_leaves_nothing_that_the_new_one_is_taken_for(digits, tmp_path, monkeypatch):
+    arguments = ["--data", digits, *TINY, "--max_steps", "2", "--output_dir", str(tmp_path / "out")]
+    main([*arguments, "--fold", "3"])
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hf_vit_scratch.training.ViTScratchTrainer.train", stop)
+    with pytest.raises(SystemExit):
+        main([*arguments, "--fold", "4", "--overwrite_output_dir"])
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"training_args.json", "example.png"}
+
+
 def test_all_rows_can_be_trained_on_without_a_validation_split(digits, tmp_path):
     main(["--data", digits, *TINY, "--validation_size", "0", "--output_dir", str(tmp_path / "out")])
     results = json.loads((tmp_path / "out" / "all_results.json").read_text())
