@@ -93,11 +93,15 @@ def _setups(table: pd.DataFrame, setting: list[str]) -> pd.DataFrame:
     complete = table[table.state == "complete"]
     if complete.empty:
         return pd.DataFrame(columns=[*setting, "nll"])
-    costs = ("parameters", "flops", "seconds_per_epoch", "images_per_second", "peak_memory_mb", "seconds")
+    costs = ["seconds_per_epoch", "images_per_second", "peak_memory_mb", "seconds"]
+    first = complete.groupby(setting, dropna=False, sort=False).hardware.transform("first")
+    # Several machines may have worked at it: a mean over them would be the time on none.
+    complete = complete.assign(**complete[costs].where(complete.hardware == first))
+    means = ("parameters", "flops", *costs, "train_images", "num_images", "errors", "error_rate")
     found = complete.groupby(setting, dropna=False, sort=False).agg(
         seeds=("seed", "count"),
         hardware=("hardware", "first"),
-        **{name: (name, "mean") for name in (*costs, "train_images", "num_images", "errors", "error_rate")},
+        **{name: (name, "mean") for name in means},
         errors_std=("errors", "std"),
         error_rate_std=("error_rate", "std"),
         nll=("negative_log_likelihood", "mean"),

@@ -332,6 +332,9 @@ def test_the_report_has_the_spread_over_seeds_and_says_which_curves_still_fell(t
     best = (tmp_path / "best.yaml").read_text()
     assert "5 wrong of 200 on the rows that it was chosen on" in best and "7.0 ± 3.6 wrong of 200 others" in best
     assert yaml.safe_load(best)["hidden_size"] == 16
+    write_findings(found + [{**found[4], "hardware": "another", "seconds_per_epoch": 9.0}], tmp_path, settings)
+    again = (tmp_path / "results.md").read_text()
+    assert "| 16 | 16 | 0.0 | 1.0 | 1 |  | 4 | 8.0 ± 3.6 |" in again  # seconds of the first machine alone
 
 
 def test_the_plot_has_each_size_once_with_its_best_learning_rate_and_all_that_is_confirmed(tmp_path, monkeypatch):
