@@ -218,12 +218,15 @@ def test_a_run_that_is_written_over_leaves_nothing_that_the_new_one_is_taken_for
     main([*arguments, "--fold", "3"])
 
     def stop(*_, **__):
-        raise KeyboardInterrupt
+        raise RuntimeError("the machine has failed")
 
     monkeypatch.setattr("hf_vit_scratch.training.ViTScratchTrainer.train", stop)
-    with pytest.raises(SystemExit):
+    with pytest.raises(RuntimeError, match="failed"):
         main([*arguments, "--fold", "4", "--overwrite_output_dir"])
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"training_args.json", "example.png"}
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert not left & {"config.json", "model.safetensors", "all_results.json", "README.md", "curves.png"}
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+    assert '"fold": 4' in (tmp_path / "out" / "training_args.json").read_text()
 
 
 def test_all_rows_can_be_trained_on_without_a_validation_split(digits, tmp_path):
