@@ -24,7 +24,7 @@ def plot_curves(log_history: list[dict], file: str | os.PathLike) -> None:
         points = [(row["epoch"], row[key]) for row in log_history if key in row]
         if points:
             left.plot(*zip(*points, strict=True), label=label)
-    left.set(title="loss, with label smoothing and teacher", xlabel="epoch", yscale="log")
+    left.set(title="loss", xlabel="epoch", yscale="log")
     left.legend()
     for axes in right:
         axes.plot(*zip(*accuracies, strict=True), marker="o", color="C1")

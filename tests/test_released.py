@@ -88,5 +88,7 @@ def test_a_released_model_can_be_pushed_and_its_card_has_the_figures_of_its_eval
 
 @pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: folder.name)
 def test_a_released_model_carries_the_code_of_the_package(folder):
-    for file in folder.glob("*.py"):
+    files = sorted(folder.glob("*.py"))
+    assert len(files) == 3
+    for file in files:
         assert file.read_bytes() == (REPOSITORY / "hf_vit_scratch" / file.name).read_bytes(), file.name
