@@ -204,6 +204,21 @@ def test_the_card_of_the_model_trained_on_all_rows_has_the_figures(runs, evaluat
             assert picture.width > 500
 
 
+def test_what_does_not_compare_is_said(runs, evaluation, tmp_path, capsys):
+    assert "compare" not in (runs / "whole" / "README.md").read_text()
+    whole, other = (shutil.copytree(runs / name, tmp_path / name) for name in ("whole", "other-3"))
+    settings, results = (other / name for name in ("training_args.json", "all_results.json"))
+    told = json.loads(settings.read_text())
+    told["training"]["label_smoothing_factor"] = 0.1
+    settings.write_text(json.dumps(told))
+    results.write_text(json.dumps(json.loads(results.read_text()) | {"resumed_from_step": 7}))
+    to = ["--data", str(runs / "digits.zip"), "--output_dir", str(whole)]
+    main(["evaluate", "--model", str(runs / "fold-3"), "--against", str(other), *to])
+    assert "their likelihoods do not compare" in capsys.readouterr().out
+    card = (whole / "README.md").read_text()
+    assert "likelihoods and calibration errors do not compare" in card and "since step 7" in card
+
+
 def test_a_new_folder_gets_the_evaluation_alone_and_may_be_written_again(runs, capsys):
     for _ in range(2):
         evaluate(runs, (3,), "alone")

@@ -1,5 +1,6 @@
 import json
 import shutil
+from importlib import metadata
 
 import pytest
 from huggingface_hub import ModelCard
@@ -48,6 +49,11 @@ def test_the_card_says_what_it_is_made_of_and_leaves_out_what_is_not_known(run_f
     }
     for words in ("fine-tuned from [google/vit](https://huggingface.co/google/vit) with", "| energy | 0.0123 kWh |"):
         assert words in known.text
+    assert (
+        f"| versions | torch {metadata.version('torch')}, transformers {metadata.version('transformers')},"
+        in known.text
+    )
+    assert "torch 1.0 |" in card(versions={"torch": "1.0"}).text  # of the run, and not of who writes the card
     for name in ("example.png", "confusion_matrix.png"):
         (folder / name).unlink()
     local = card(base_model="vit-of-mine")

@@ -136,6 +136,13 @@ def test_a_run_with_a_teacher_says_so_and_keeps_it_to_itself(digits, tmp_path, c
     assert "the run's teacher, is not beside" in error_of(capsys, *told, *resume)
 
 
+def test_a_teacher_that_diverges_is_told_from_the_model(digits, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hf_vit_scratch.teacher._LEARNING_RATE", 1e30)
+    told = ["--data", digits, *TINY, "--warmup_steps", "0", "--max_steps", "50", "--teacher_epochs", "1"]
+    words = error_of(capsys, *told, "--output_dir", str(tmp_path / "out"))
+    assert "the teacher's CNN 1 has diverged" in words and "learning_rate" not in words
+
+
 def test_a_run_stopped_among_its_teachers_ends_as_if_never_stopped(digits, tmp_path, capsys):
     told = ["--data", digits, *TINY, "--teacher_epochs", "1", "--num_teachers", "2", "--torch_compile", "false"]
     main([*told, "--output_dir", str(tmp_path / "whole")])
