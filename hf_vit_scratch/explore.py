@@ -312,8 +312,9 @@ def explore(explore: ExploreArguments, recipe: dict, *others) -> list[dict]:
     before = signal.signal(signal.SIGINT, stop) if threading.current_thread() is threading.main_thread() else None
     try:
         try:
-            with tqdm(desc=explore.study, unit="trial") as bar:
-                show(bar, study.findings())
+            before_this = study.findings()  # of a study that goes on, which says nothing of the time that is left
+            with tqdm(desc=explore.study, unit="trial", initial=len(before_this)) as bar:
+                show(bar, before_this)
                 for _ in study.run():
                     if pressed:  # what was raised where Python only prints it, in a destructor say, is raised again
                         raise KeyboardInterrupt

@@ -129,11 +129,12 @@ def plot_images_needed(setups: pd.DataFrame, file: str | os.PathLike) -> None:
     `augmented`.
     """
     figure, panels = plt.subplots(1, 2, figsize=(10, 4.2), sharey=True, layout="constrained")
+    colours = {family: f"C{place}" for place, family in enumerate(setups.family.unique())}
     for panel, augmented in zip(panels, (True, False), strict=True):
         for family, line in setups[setups.augmented == augmented].groupby("family", sort=False):
             line = line.sort_values("train_images")
             rates, bars = 100 * line.error_rate, 100 * line.error_rate_std
-            panel.errorbar(line.train_images, rates, bars, marker="o", capsize=3, label=family)
+            panel.errorbar(line.train_images, rates, bars, color=colours[family], marker="o", capsize=3, label=family)
         panel.set(title="with augmentation" if augmented else "without", xlabel="training images")
         _scale(panel, setups.error_rate)
         images = sorted(setups.train_images.unique())

@@ -14,7 +14,9 @@ import pytest
 import torch
 import yaml
 from conftest import competition_zip
+from matplotlib import pyplot as plt
 from test_cli import refused
+from tqdm.auto import tqdm
 
 from hf_vit_scratch import ViTScratchConfig, data, explore, findings, training
 from hf_vit_scratch.arguments import parse_exploration
@@ -123,12 +125,16 @@ def test_a_search_tries_sizes_that_can_work_within_the_limits_and_leaves_a_recip
     )
 
 
-def test_a_search_goes_on_and_keeps_what_is_finished(source, tmp_path):
+def test_a_search_goes_on_and_keeps_what_is_finished(source, tmp_path, monkeypatch):
+    bars = []
+    monkeypatch.setattr(explore, "tqdm", lambda **told: bars.append(tqdm(**told)) or bars[-1])
     main(command(source, "search", tmp_path, "--trials", "2"))
     before = rows(tmp_path)
     main(command(source, "search", tmp_path, "--trials", "3"))
     assert rows(tmp_path)[:2] == before and len(rows(tmp_path)) == 3
     assert len({row["learning_rate"] for row in rows(tmp_path)}) == 3  # not the same draws once more
+    # The time that is left is reckoned from what this run has done, not from what it found there.
+    assert [bar.format_dict["n"] - bar.format_dict["initial"] for bar in bars] == [2, 1]
 
 
 def test_ctrl_c_leaves_the_report_of_what_is_finished_and_the_trial_is_done_again(source, tmp_path):
@@ -345,6 +351,40 @@ def test_the_plot_has_each_size_once_with_its_best_learning_rate_and_all_that_is
     write_plots(found, tmp_path, "size")
     points = zip(drawn[0].hidden_size, drawn[0].errors, drawn[0].confirming, strict=True)
     assert sorted(points) == [(8, 5, False), (8, 8, True), (16, 6, False)]
+
+
+def test_the_plot_of_images_has_a_line_for_each_family_and_bars_over_seeds_in_the_panel_of_its_augmentation(
+    tmp_path, monkeypatch
+):
+    found = []
+    for seed, family, augmented, images, errors in [
+        *((seed, "CNN", True, 20, errors) for seed, errors in enumerate((8, 12, 16))),
+        *((seed, "CNN", True, 10, 20) for seed in (1, 2)),
+        (1, "plain ViT", False, 10, 80),
+        (1, "CNN", False, 10, 40),
+    ]:
+        one = finding(len(found), seed, errors, confirming=True)
+        one["spec"] |= {"family": family, "augmented": augmented, "fraction": images / 20}
+        found.append(one | {"train_images": images})
+    chosen = finding(len(found), 0, 2)  # on the rows for choosing: not in the plot
+    drawn = []
+    monkeypatch.setattr(plt, "close", drawn.append)
+    write_plots([*found, chosen], tmp_path, "data")
+    lines = {
+        (panel.get_title(), container.get_label()): container
+        for panel in drawn[0].axes
+        for container in panel.containers
+    }
+    points = {name: container[0].get_xydata().round(6).tolist() for name, container in lines.items()}
+    assert points == {
+        ("with augmentation", "CNN"): [[10, 10], [20, 6]],
+        ("without", "CNN"): [[10, 20]],
+        ("without", "plain ViT"): [[10, 40]],
+    }
+    (bars,) = lines["with augmentation", "CNN"][2]
+    assert [part[:, 1].round(6).tolist() for part in bars.get_segments()] == [[10, 10], [4, 8]]
+    colours = {name: container[0].get_color() for name, container in lines.items()}
+    assert colours["with augmentation", "CNN"] == colours["without", "CNN"] != colours["without", "plain ViT"]
 
 
 def test_the_pareto_front():
