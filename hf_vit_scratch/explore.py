@@ -260,7 +260,8 @@ def _check_same(told: dict, settings: dict, others: str) -> None:
 
 def _lost(url: str, error: Exception) -> ValueError:
     reason = " ".join(str(error.__cause__ or error).split())
-    return ValueError(f"no trials can be stored in {url.rpartition('@')[2]}: {reason[:300]}")
+    hint = ". Install the driver of that database." if isinstance(error, ImportError) else ""
+    return ValueError(f"no trials can be stored in {url.rpartition('@')[2]}: {reason[:300]}{hint}")
 
 
 def explore(explore: ExploreArguments, recipe: dict, *others) -> list[dict]:

@@ -419,6 +419,8 @@ def test_a_hopeless_trial_is_stopped_early(source, tmp_path, monkeypatch):
         ("search", ["--bounds", "{folder}/missing.yaml"], "missing.yaml"),
         ("search", ["--storage", "sqlite:////nowhere/at/all.db"], "no trials can be stored in sqlite:////nowhere"),
         ("search", ["--storage", "trials"], "no trials can be stored in trials"),
+        ("search", ["--storage", "oracle+cx_oracle://me:secret@host/db"], "stored in host/db: No module named"),
+        ("search", ["--storage", "oracle+cx_oracle://host/db"], "Install the driver of that database."),
         ("search", ["--hiden_size", "8"], "--hiden_size"),
         ("data", ["--patch_size", "7"], "needs a patch_size that is a power of 2"),
         ("search", ["--model_name_or_path", "x"], "explore trains from scratch"),
