@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def run(script: str, *flags: str) -> str:
-    command = [sys.executable, str(REPOSITORY / "tests/benchmarks" / script), "--tiny", *flags]
+    command = [sys.executable, str(REPOSITORY / "tests/benchmarks" / script), *flags]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -21,7 +21,7 @@ def run(script: str, *flags: str) -> str:
 def test_one_command_measures_all_of_it(tmp_path):
     competition_zip(tmp_path / "digits.zip")
     printed = run(
-        "run.py", "--runs", "1", "--data", str(tmp_path / "digits.zip"), "--json", str(tmp_path / "all.json")
+        "run.py", "--tiny", "--runs", "1", "--data", str(tmp_path / "digits.zip"), "--json", str(tmp_path / "all.json")
     )
     measured = json.loads((tmp_path / "all.json").read_text())
     rows = measured["rows"]
@@ -35,8 +35,32 @@ def test_one_command_measures_all_of_it(tmp_path):
 
 
 def test_growth_is_plotted(tmp_path):
-    printed = run("growth.py", "--runs", "1", "--output_file", str(tmp_path / "growth.png"))
+    printed = run("growth.py", "--tiny", "--runs", "1", "--output_file", str(tmp_path / "growth.png"))
     for field in ("image size 28", "patch size 2", "width 32", "depth 1", "batch 1"):
         assert f"| {field} |" in printed
     with Image.open(tmp_path / "growth.png") as plot:
         assert min(plot.size) > 300
+
+
+def test_learning_rates_are_compared_for_each_family_and_part(tmp_path):
+    competition_zip(tmp_path / "digits.zip")
+    (tmp_path / "bounds.yaml").write_text("fraction: [0.5, 1.0]\nlearning_rate: [1e-3, 1e-2]")
+    model = ["--hidden_size", "8", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--patch_size", "4"]
+    few = [
+        "--num_train_epochs",
+        "1",
+        "--validation_size",
+        "0.2",
+        "--torch_compile",
+        "false",
+        "--bf16",
+        "false",
+        "--use_cpu",
+        "true",
+    ]
+    told = ["--study", "data", "--data", str(tmp_path / "digits.zip"), "--bounds", str(tmp_path / "bounds.yaml")]
+    printed = run("learning_rates.py", *told, *model, *few, "--per_device_train_batch_size", "20")
+    rows = [line.split(" | ")[:4] for line in printed.splitlines() if line.startswith(("| 60", "| 120"))]
+    parts = [("| 120", "False"), ("| 60", "False"), ("| 60", "True")]
+    families = ("plain ViT", "ViT with convolutional stem", "CNN")
+    assert rows == [[*part, family, rate] for part in parts for family in families for rate in ("0.001", "0.01")]
