@@ -4,17 +4,12 @@ from importlib import import_module
 
 __version__ = "0.1.0"
 
-_MODULE_OF = {
-    "ViTScratchConfig": "configuration_vit_scratch",
-    "ViTScratchModel": "modeling_vit_scratch",
-    "ViTScratchForImageClassification": "modeling_vit_scratch",
-    "ViTScratchImageProcessor": "image_processing_vit_scratch",
-}
-__all__ = [*_MODULE_OF, "__version__"]
+_PUBLIC = ("ViTScratchConfig", "ViTScratchModel", "ViTScratchForImageClassification", "ViTScratchImageProcessor")
+__all__ = [*_PUBLIC, "__version__"]
 
 
 def __getattr__(name):
     # Late, so that `import hf_vit_scratch` and `vit-scratch --help` need not wait for torch and transformers.
-    if name not in _MODULE_OF:
+    if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    return getattr(import_module(".model", __name__), name)

@@ -1,7 +1,6 @@
 """Configuration of the Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929)."""
 
 from difflib import get_close_matches
-from importlib import import_module
 
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
@@ -185,7 +184,3 @@ class ViTScratchConfig(PretrainedConfig):
 
 
 ViTScratchConfig.register_for_auto_class()
-# Whichever class of the package is imported, all are registered: modeling_vit_scratch does it. Not so in the copy that
-# travels with a checkpoint, where the Auto classes register what they were told to load.
-if __name__ == "hf_vit_scratch.configuration_vit_scratch":
-    import_module("hf_vit_scratch.modeling_vit_scratch")

@@ -1,7 +1,5 @@
 """Image processor: any picture becomes the `pixel_values` that a [`ViTScratchModel`] was trained on."""
 
-from importlib import import_module
-
 import numpy as np
 from PIL import Image, ImageOps
 from transformers.image_processing_backends import PilBackend
@@ -65,5 +63,3 @@ def convert_image(image: Image.Image, num_channels: int) -> Image.Image:
 
 
 ViTScratchImageProcessor.register_for_auto_class("AutoImageProcessor")
-if __name__ == "hf_vit_scratch.image_processing_vit_scratch":  # as in configuration_vit_scratch
-    import_module("hf_vit_scratch.modeling_vit_scratch")

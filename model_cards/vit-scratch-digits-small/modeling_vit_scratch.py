@@ -9,7 +9,7 @@ import math
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -241,11 +241,14 @@ class ViTScratchPreTrainedModel(PreTrainedModel):
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers; the code goes along, for every Auto class and not just that of the model saved."""
+        classes = {
+            "AutoConfig": ViTScratchConfig,
+            "AutoModel": ViTScratchModel,
+            "AutoModelForImageClassification": ViTScratchForImageClassification,
+            "AutoImageProcessor": ViTScratchImageProcessor,
+        }
         self.config.auto_map = {
-            "AutoConfig": "configuration_vit_scratch.ViTScratchConfig",
-            "AutoModel": "modeling_vit_scratch.ViTScratchModel",
-            "AutoModelForImageClassification": "modeling_vit_scratch.ViTScratchForImageClassification",
-            "AutoImageProcessor": "image_processing_vit_scratch.ViTScratchImageProcessor",
+            auto: f"{own.__module__.rpartition('.')[2]}.{own.__name__}" for auto, own in classes.items()
         }
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -330,10 +333,3 @@ class ViTScratchForImageClassification(ViTScratchPreTrainedModel):
 
 ViTScratchModel.register_for_auto_class("AutoModel")
 ViTScratchForImageClassification.register_for_auto_class("AutoModelForImageClassification")
-if __name__ == "hf_vit_scratch.modeling_vit_scratch":
-    # A notebook may reload the module, hence exist_ok.
-    AutoConfig.register(ViTScratchConfig.model_type, ViTScratchConfig, exist_ok=True)
-    AutoModel.register(ViTScratchConfig, ViTScratchModel, exist_ok=True)
-    AutoModelForImageClassification.register(ViTScratchConfig, ViTScratchForImageClassification, exist_ok=True)
-    processors = {"pil": ViTScratchImageProcessor}
-    AutoImageProcessor.register(ViTScratchConfig, image_processor_classes=processors, exist_ok=True)

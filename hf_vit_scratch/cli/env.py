@@ -1,0 +1,58 @@
+"""`vit-scratch env`: what a bug report needs to say of the machine and the install."""
+
+import argparse
+import json
+import os
+import platform
+from importlib import metadata
+
+from .flags import add_command
+
+PACKAGES = (
+    *("torch", "transformers", "datasets", "safetensors", "huggingface_hub", "accelerate", "evaluate", "numpy"),
+    *("pillow", "pyarrow", "scikit-learn", "optuna", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime"),
+)
+
+
+def add_parser(parsers) -> None:
+    """The command and its flags."""
+    add_command(parsers, "env", run, help="print versions, device and install, for a bug report")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print a line for each fact. Nothing in it names a user, a path or a token."""
+    from accelerate.commands.config.config_args import default_config_file
+
+    from ..device import best_device, can_compile, computes_bf16, describe
+
+    device = best_device()
+    facts = {
+        "hf-vit-scratch": _install(),
+        "Python": f"{platform.python_version()}, {platform.system()} {platform.release()}",
+        "device": describe(device),
+        "bf16": "in hardware" if computes_bf16(device) else "not in hardware",
+        "C++ compiler": "found" if can_compile() else "not found: torch_compile has no effect",
+        "accelerate config": "a default config file" if os.path.isfile(default_config_file) else "none",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
+    }
+    for name, fact in {**facts, **{name: _version(name) for name in PACKAGES}}.items():
+        print(f"- {name}: {fact}")
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _install() -> str:
+    """Version, and whether it is a wheel or a clone."""
+    from .. import __version__
+
+    try:
+        origin = metadata.distribution("hf-vit-scratch").read_text("direct_url.json")
+    except metadata.PackageNotFoundError:
+        return f"{__version__}, from a folder, not installed"
+    editable = origin is not None and json.loads(origin).get("dir_info", {}).get("editable", False)
+    return f"{__version__}, installed {'from a clone, editable' if editable else 'as a wheel'}"

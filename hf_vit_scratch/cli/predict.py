@@ -1,0 +1,42 @@
+"""`vit-scratch predict`: classify images."""
+
+import argparse
+import json
+
+from .flags import add_command, add_model
+
+
+def add_parser(parsers) -> None:
+    """The command and its flags."""
+    parser = add_command(parsers, "predict", run, help="classify images")
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image files in any format that Pillow reads.")
+    add_model(parser)
+    parser.add_argument("--top_k", type=int, default=1, help="Classes to print for each image (default: %(default)s).")
+    parser.add_argument("--json", action="store_true", help="Print a JSON object for each image.")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Print a line for each image: file, class, probability."""
+    import torch
+    from PIL import Image
+
+    from ..evaluation.prediction import load_model
+
+    if arguments.top_k < 1:
+        raise ValueError(f"--top_k must be at least 1, got {arguments.top_k}.")
+    model, processor = load_model(arguments.model)
+    for file in arguments.images:
+        try:
+            with Image.open(file) as image:
+                inputs = processor(image, return_tensors="pt").to(model.device)
+        except Exception as error:  # a damaged file makes Pillow raise nearly anything
+            raise ValueError(f"{file} cannot be read as an image: {error}") from error
+        with torch.inference_mode():
+            probabilities = model(**inputs).logits[0].softmax(dim=-1).cpu()
+        top = probabilities.topk(min(arguments.top_k, len(probabilities)))
+        found = [(model.config.id2label[i], p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
+        if arguments.json:
+            line = json.dumps({"file": file, "predictions": [{"label": label, "score": p} for label, p in found]})
+        else:
+            line = "\t".join([file, *(f"{label}\t{p:.4f}" for label, p in found)])
+        print(line, flush=True)

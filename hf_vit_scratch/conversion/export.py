@@ -1,0 +1,142 @@
+"""A trained model as files that run without this package: ONNX, a `torch.export` program, or transformers' own ViT.
+
+Every format is read back and compared with the model before the folder gets its name. The preprocessor_config.json
+beside it is that of transformers' `ViTImageProcessor`, so the pixel values need no code of this package either.
+"""
+
+import os
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import nn
+from transformers import ViTForImageClassification, ViTImageProcessorPil
+
+from ..evaluation.prediction import load_model
+from ..model.image_processing_vit_scratch import ViTScratchImageProcessor
+from ..model.modeling_vit_scratch import ViTScratchForImageClassification
+from .weights import to_transformers
+
+BATCH_SIZES = (1, 3, 8)  # on which what was read back is run
+TOLERANCE = 1e-4  # of a logit, absolute
+
+_DYNAMIC_BATCH = {"pixel_values": {0: torch.export.Dim("batch")}}
+_Logits = Callable[[torch.Tensor], torch.Tensor]
+
+
+class _LogitsOnly(nn.Module):
+    """`(batch, num_channels, height, width)` -> logits `(batch, num_labels)`."""
+
+    def __init__(self, model: ViTScratchForImageClassification):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.model(pixel_values).logits
+
+
+@torch.no_grad()
+def export_model(source: str | os.PathLike, format: str, output_dir: str | os.PathLike) -> str:
+    """Write a model in another format, for a CPU, in fp32, with any number of images in a batch.
+
+    Args:
+        source: output folder of a run, or id of a repository on the Hub; none of its code is run.
+        format: a key of `FORMATS`. "onnx" writes model.onnx, with the weights in it up to 1.5 GiB;
+            "torch" writes model.pt2, for `torch.export.load`; "transformers" writes model.safetensors. Each has
+            config.json and preprocessor_config.json beside it.
+        output_dir: a folder that is new or empty. After a failure it is as it was before.
+
+    Returns:
+        Two lines: the files written, with the largest difference of a logit between the model and them over random
+        batches of `BATCH_SIZES`; and how a picture becomes the pixel values that they take.
+
+    Raises:
+        ValueError: in one line: the folder is not empty, there is no such model, the format cannot express it, the
+            extra `export` is missing, or the difference is above `TOLERANCE`.
+    """
+    output = Path(output_dir).resolve()
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        there = "a folder with files in it" if output.is_dir() else "a file"
+        raise ValueError(f"--output_dir {output_dir}: expected a new or empty folder, got {there}: name another.")
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if format == "onnx" and missing:
+        raise ValueError(f'--format onnx needs {", ".join(missing)}: pip install "hf-vit-scratch[export]".')
+    model, processor = load_model(source, torch.device("cpu"))
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f".{output.name}-", dir=output.parent) as temporary:
+        folder = Path(temporary) / output.name  # one more, since only its owner may enter a TemporaryDirectory
+        folder.mkdir()
+        logits_of_written = FORMATS[format](model, folder)
+        if not (difference := _largest_difference(model, logits_of_written)) <= TOLERANCE:  # NaN is refused too
+            raise ValueError(f"{format}: a logit differs by {difference:.1e}, expected at most {TOLERANCE:.0e}.")
+        to_transformers_processor(processor).save_pretrained(folder)
+        if output.exists():
+            output.rmdir()
+        folder.rename(output)
+    files = ", ".join(sorted(file.name for file in output.iterdir()))
+    pictures = 'grey pictures: image.convert("L")' if processor.num_channels == 1 else "pictures of 8 bits"
+    return (
+        f"{output_dir}: {files}; a logit differs by at most {difference:.1e} in batches of {BATCH_SIZES}\n"
+        f'Its pixels: AutoImageProcessor.from_pretrained("{output_dir}", backend="pil"), given upright {pictures}'
+    )
+
+
+def to_transformers_processor(processor: ViTScratchImageProcessor) -> ViTImageProcessorPil:
+    """transformers' ViT processor that gives the same `pixel_values` for upright pictures of at most 8 bits.
+
+    It converts to RGB, but not to grey: a model of one channel wants pictures of mode "L". Where torchvision is
+    installed, `AutoImageProcessor` resizes with it, up to one level of 255 off, unless `backend="pil"` is given.
+    """
+    own = ("image_processor_type", "auto_map", "num_channels")
+    fields = {name: value for name, value in processor.to_dict().items() if name not in own}
+    return ViTImageProcessorPil(**fields, do_convert_rgb=processor.num_channels == 3)
+
+
+def _largest_difference(model: ViTScratchForImageClassification, logits_of_written: _Logits) -> float:
+    shape = (max(BATCH_SIZES), model.config.num_channels, *model.config.image_height_width)
+    images = torch.rand(shape, generator=torch.Generator().manual_seed(0)) * 2 - 1  # as normalized pixels
+    batches = [images[:size] for size in BATCH_SIZES]
+    differences = [(logits_of_written(batch) - model(batch).logits).abs().max() for batch in batches]
+    return torch.stack(differences).max().item()
+
+
+def _write_onnx(model: ViTScratchForImageClassification, folder: Path) -> _Logits:
+    import onnxruntime
+
+    names = {"input_names": ["pixel_values"], "output_names": ["logits"]}
+    exported = torch.onnx.export(_program(model), dynamo=True, verbose=False, dynamic_shapes=_DYNAMIC_BATCH, **names)
+    exported.save(folder / "model.onnx")  # above 1.5 GiB torch puts the weights in a file beside it
+    _write_config(model, folder)
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    return lambda batch: torch.from_numpy(session.run(["logits"], {"pixel_values": batch.numpy()})[0])
+
+
+def _write_torch(model: ViTScratchForImageClassification, folder: Path) -> _Logits:
+    torch.export.save(_program(model), folder / "model.pt2")
+    _write_config(model, folder)
+    return torch.export.load(folder / "model.pt2").module()
+
+
+def _write_transformers(model: ViTScratchForImageClassification, folder: Path) -> _Logits:
+    to_transformers(model).save_pretrained(folder)
+    written = ViTForImageClassification.from_pretrained(folder)
+    return lambda batch: written(batch).logits
+
+
+def _program(model: ViTScratchForImageClassification) -> torch.export.ExportedProgram:
+    # Of two images: a batch of one would be traced as a batch that is always one.
+    example = torch.zeros(2, model.config.num_channels, *model.config.image_height_width)
+    program = torch.export.export(_LogitsOnly(model).eval(), (example,), dynamic_shapes=_DYNAMIC_BATCH)
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # has the paths of this machine
+    return program
+
+
+def _write_config(model: ViTScratchForImageClassification, folder: Path) -> None:
+    vars(model.config).pop("auto_map", None)  # names code that is not in this folder
+    model.config.to_json_file(folder / "config.json")
+
+
+FORMATS = {"onnx": _write_onnx, "torch": _write_torch, "transformers": _write_transformers}

@@ -1,0 +1,7 @@
+"""Images and labels from wherever they are, as a `datasets.DatasetDict`, and as batches of tensors."""
+
+from .errors import DataError
+from .pixels import image_shape, label_array, pixel_array, row_numbers
+from .sources import load, source_name
+
+__all__ = ["DataError", "image_shape", "label_array", "load", "pixel_array", "row_numbers", "source_name"]

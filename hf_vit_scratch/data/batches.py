@@ -1,0 +1,92 @@
+"""From a split of a data set to batches of tensors."""
+
+from collections.abc import Callable
+
+import datasets
+import numpy as np
+import torch
+from torch import nn
+
+from ..model.image_processing_vit_scratch import ViTScratchImageProcessor, convert_image
+from .augmentation import random_resized_crop
+from .errors import DataError
+from .pixels import label_array, pixel_array
+
+
+class ImageBatches(torch.utils.data.Dataset):
+    """A split whose items are asked for a batch at a time, as uint8 images and labels.
+
+    Where all images have the model's size and channels, a batch is taken from one array in memory. Otherwise each
+    image is decoded and brought to size by the processor, or cropped at random for training.
+
+    Args:
+        split (`datasets.Dataset`): with a column `image` and, where there are labels, `label`.
+        processor (`ViTScratchImageProcessor`): says size, crop and channels.
+        min_crop_area (`float`, *optional*): train on random parts of the images, of at least this fraction of the
+            area, instead of the processor's resize and crop.
+    """
+
+    def __init__(
+        self, split: datasets.Dataset, processor: ViTScratchImageProcessor, min_crop_area: float | None = None
+    ):
+        self.images, self.processor, self.min_crop_area = split.select_columns("image"), processor, min_crop_area
+        size = processor.crop_size if processor.do_center_crop else processor.size
+        self.height, self.width = size.height, size.width
+        self.labels = label_array(split)
+        # A crop, at random or of the centre, has something to do even where the images have the size of its result.
+        self.pixels = pixel_array(split) if min_crop_area is None and not processor.do_center_crop else None
+        if self.pixels is not None and self.pixels.shape[1:] != (self.height, self.width, processor.num_channels):
+            self.pixels = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        """`pixel_values` `(batch_size, num_channels, height, width)` as uint8, and `labels` `(batch_size,)`."""
+        if self.pixels is not None:
+            images = torch.from_numpy(self.pixels[indices]).permute(0, 3, 1, 2)
+        else:
+            images = torch.stack([self._decode(index) for index in indices])
+        batch = {"pixel_values": images}
+        if self.labels is not None:
+            batch["labels"] = torch.from_numpy(self.labels[indices])
+        return batch
+
+    def _decode(self, index: int) -> torch.Tensor:
+        try:
+            image = self.images[index]["image"]
+        except Exception as error:  # a damaged file makes Pillow raise nearly anything
+            raise DataError(f"image {index} of the split cannot be decoded: {error}") from error
+        if self.min_crop_area is not None:
+            image = convert_image(image, self.processor.num_channels)
+            image = random_resized_crop(image, (self.height, self.width), self.min_crop_area)
+            array = np.asarray(image).reshape(self.height, self.width, -1).transpose(2, 0, 1)
+        else:
+            array = self.processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
+        return torch.tensor(array, dtype=torch.uint8)
+
+
+def keep_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The collate function for [`ImageBatches`], whose items are batches already."""
+    return batch
+
+
+class PixelValues(nn.Module):
+    """What the processor does after its resize and crop, for a batch of uint8 images on any device."""
+
+    def __init__(
+        self,
+        processor: ViTScratchImageProcessor,
+        augmentation: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    ):
+        super().__init__()
+        self.augmentation = augmentation
+        self.register_buffer("mean", torch.tensor(processor.image_mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(processor.image_std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: torch.Tensor, augment: bool = False) -> torch.Tensor:
+        """`(batch_size, num_channels, height, width)`, uint8, to floats as the model takes them."""
+        pixel_values = images.float() / 255
+        if augment and self.augmentation is not None:
+            pixel_values = self.augmentation(pixel_values)
+        return (pixel_values - self.mean) / self.std

@@ -1,0 +1,172 @@
+"""The pixels, labels and row numbers of a split, as arrays, and the cache that they come from.
+
+Small images that all have one size are cached uncompressed, as binary PGM or PPM: a short header and the raw pixels.
+That is still a valid value of an `Image()` column, and as every value has the same length, all pixels of a split are
+one strided view of the memory-mapped column (`pixel_array`): training has no image to decode.
+"""
+
+import io
+import os
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import datasets
+import numpy as np
+import PIL.Image
+from datasets.fingerprint import Hasher
+
+from .errors import DataError
+
+PNM = re.compile(rb"P([56])\n(\d+) (\d+)\n255\n")
+# Images up to 64 x 64 RGB are cached decoded, as long as a split of them fits into memory with ease.
+MAX_DECODED_IMAGE_BYTES = 64 * 64 * 3
+MAX_DECODED_SPLIT_BYTES = 2**30
+
+
+def image_shape(dataset: datasets.Dataset) -> tuple[int, int, int] | None:
+    """`(height, width, channels)` that all images of the split share, or None where they differ.
+
+    Channels are 1 for the grey modes and 3 for all others; alpha does not count. Reads headers only, and stops at
+    the first image that differs.
+    """
+    if (views := _pixel_views(dataset)) is not None:
+        return views[0].shape[1:]
+    raw = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    shapes = (_header_shape(row["image"]) for row in raw)
+    first = next(shapes, None)
+    return first if all(shape == first for shape in shapes) else None
+
+
+def pixel_array(dataset: datasets.Dataset) -> np.ndarray | None:
+    """All images of a split as one read-only uint8 array `(num_images, height, width, channels)`.
+
+    For the competition, the sample, and every other source whose images are small (at most 64 x 64 RGB), of one size
+    and all of mode L or all of RGB; None for anything else. For a whole split of the competition or the sample the
+    array is a view of the memory-mapped cache; for a selection of rows, as train and validation are, it is a copy.
+    """
+    if (views := _pixel_views(dataset)) is None:
+        return None
+    pixels = views[0] if len(views) == 1 else np.concatenate(views)
+    if dataset._indices is not None:
+        pixels = pixels[dataset._indices.column(0).to_numpy()]
+    pixels.flags.writeable = False
+    return pixels
+
+
+def label_array(dataset: datasets.Dataset) -> np.ndarray | None:
+    """The labels of a split, `(num_images,)`, or None where it has none: straight from Arrow, not value by value."""
+    if "label" not in dataset.column_names:
+        return None
+    labels = dataset.data.column("label").to_numpy()
+    return labels if dataset._indices is None else labels[dataset._indices.column(0).to_numpy()]
+
+
+def row_numbers(dataset: datasets.Dataset) -> np.ndarray:
+    """Which rows of the source's split these are, from 0, `(num_images,)`."""
+    return np.arange(len(dataset)) if dataset._indices is None else dataset._indices.column(0).to_numpy()
+
+
+def _pixel_views(dataset: datasets.Dataset) -> list[np.ndarray] | None:
+    """Views `(rows, height, width, channels)` of the image column's chunks, if all images are PNM of one shape."""
+    views = []
+    for chunk in dataset.data.column("image").chunks:
+        values = chunk.field("bytes")
+        header = PNM.match(values[0].as_py() or b"") if len(values) else None
+        if header is None or values.null_count:
+            return None
+        kind, width, height = (int(group) for group in header.groups())
+        shape = (height, width, 1 if kind == 5 else 3)
+        start, stride = header.end(), header.end() + int(np.prod(shape))
+        _, offsets, content = values.buffers()
+        offsets = np.frombuffer(offsets, np.int32)[values.offset : values.offset + len(values) + 1]
+        if (np.diff(offsets) != stride).any():
+            return None
+        rows = np.frombuffer(content, np.uint8)[offsets[0] : offsets[-1]].reshape(-1, stride)
+        if (rows[:, :start] != np.frombuffer(header[0], np.uint8)).any():
+            return None
+        views.append(rows[:, start:].reshape(-1, *shape))
+        if views[-1].shape[1:] != views[0].shape[1:]:
+            return None
+    return views or None
+
+
+def _open_image(value: dict) -> PIL.Image.Image:
+    return PIL.Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"]))
+
+
+def _header_shape(value: dict) -> tuple[int, int, int]:
+    with _open_image(value) as image:
+        width, height = image.size
+        # Pillow decodes a whole PNG to look for EXIF, which may stand at its end; cameras write no PNG.
+        exif = {} if image.format == "PNG" else image.getexif()
+        if exif.get(PIL.Image.ExifTags.Base.Orientation, 1) >= 5:  # these four turn the image by a quarter
+            width, height = height, width
+        return height, width, 1 if image.mode in ("1", "L", "LA", "La", "F") or image.mode[0] == "I" else 3
+
+
+class _Unlike(Exception):
+    """An image that has not the size and mode of the first."""
+
+
+def cache_images(split: datasets.Dataset, where: str, cache_dir: str) -> datasets.Dataset:
+    """Caches small images of one size as their pixels; reads other image files once, to find damaged ones."""
+    raw = split.cast_column("image", datasets.Image(decode=False))
+    first = raw[0]["image"]
+    image = _in_threads(_decode, [first], [0], where)[0]
+    mode, (width, height) = image.mode, image.size
+
+    def decode(batch: dict, rows: list[int]) -> dict:
+        images = _in_threads(_decode, batch["image"], rows, where)
+        if any(image.mode != mode or image.size != (width, height) for image in images):
+            raise _Unlike
+        return {"image": [{"bytes": header + image.tobytes(), "path": None} for image in images]}
+
+    def check(batch: dict, rows: list[int]) -> dict:
+        _in_threads(_read_to_the_end, batch["image"], rows, where)
+        return {"row": rows}
+
+    def cached(step: str, function: Callable, **options) -> datasets.Dataset:
+        # In our own folder, as that of the source may be read-only. `map` writes a file whole or not at all.
+        options["new_fingerprint"] = fingerprint = Hasher.hash((split._fingerprint, step))
+        options["cache_file_name"] = os.path.join(cache_dir, "vit_scratch", f"{fingerprint}.arrow")
+        return raw.map(function, batched=True, with_indices=True, desc="Reading images", **options)
+
+    os.makedirs(os.path.join(cache_dir, "vit_scratch"), exist_ok=True)
+    size = width * height * (1 if mode == "L" else 3)
+    small = size <= MAX_DECODED_IMAGE_BYTES and size * len(split) <= MAX_DECODED_SPLIT_BYTES
+    if mode in ("L", "RGB") and small:
+        header = b"P%d\n%d %d\n255\n" % (5 if mode == "L" else 6, width, height)
+        try:
+            return cached("pixels-1", decode, features=split.features)
+        except _Unlike:
+            pass
+    cached("check-1", check, remove_columns=raw.column_names)
+    return split
+
+
+def _in_threads(function: Callable, values: list[dict], rows: list[int], where: str) -> list:
+    """`function` of each stored image; one that cannot be read is named."""
+
+    def call(value: dict | None, row: int):
+        try:
+            return function(value)
+        except Exception as error:  # a damaged file makes Pillow raise nearly anything, and so does a missing one
+            file = (value or {}).get("path") or f"{where}, row {row + 1}"
+            raise DataError(f"{file} is no image that can be read ({type(error).__name__}: {error}).") from error
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(call, values, rows))
+
+
+def _decode(value: dict | None) -> PIL.Image.Image:
+    if value is None:
+        raise ValueError("there is none")
+    return datasets.Image().decode_example(value)
+
+
+def _read_to_the_end(value: dict) -> None:
+    """`verify` would be cheaper, but does not notice that a JPEG is cut off."""
+    with _open_image(value) as image:
+        image.draft("L", (1, 1))  # a JPEG is then decoded at an eighth of its size, several times faster
+        image.load()

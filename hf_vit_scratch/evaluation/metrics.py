@@ -1,0 +1,111 @@
+"""Metrics of a classifier, through `evaluate` and without the network, and the statistics of comparing two."""
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+from scipy import stats
+from scipy.special import log_softmax
+from sklearn import metrics
+
+
+class ClassifierMetrics(evaluate.Metric):
+    """Accuracy, macro F1, recall per class, confusion matrix, negative log-likelihood and calibration error.
+
+    `compute(predictions=..., references=...)` takes probabilities `(num_images, num_classes)` and labels
+    `(num_images,)`, and gives
+
+    - `accuracy`, `macro_f1`: fractions. Classes that are neither there nor predicted are left out of the mean.
+    - `errors`, `num_images`: counts.
+    - `negative_log_likelihood`: mean of -log p(label), in nats.
+    - `calibration_error`: expected calibration error, 15 bins of equal width (Guo et al., arXiv 1706.04599, eq. 3).
+    - `recall_per_class`: a fraction, or None where the class is absent.
+    - `confusion_matrix`: rows are true classes, columns predicted ones.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(keep_in_memory=True, **kwargs)
+
+    def _info(self):
+        features = {
+            "predictions": datasets.Sequence(datasets.Value("float32")),
+            "references": datasets.Value("int64"),
+        }
+        return evaluate.MetricInfo(
+            description="How well the probabilities of a classifier fit the labels.",
+            citation="",
+            features=datasets.Features(features),
+        )
+
+    def _compute(self, predictions, references):
+        probabilities, labels = np.asarray(predictions, dtype=np.float64), np.asarray(references)
+        predicted, confidence = probabilities.argmax(axis=1), probabilities.max(axis=1)
+        classes = np.arange(probabilities.shape[1])
+        correct = predicted == labels
+        recall = metrics.recall_score(labels, predicted, labels=classes, average=None, zero_division=np.nan)
+        likelihood = probabilities[np.arange(len(labels)), labels].clip(np.finfo(np.float32).tiny)
+        return {
+            "accuracy": float(correct.mean()),
+            "macro_f1": float(metrics.f1_score(labels, predicted, average="macro")),
+            "errors": int((~correct).sum()),
+            "num_images": len(labels),
+            "negative_log_likelihood": float(-np.log(likelihood).mean()),
+            "calibration_error": _calibration_error(confidence, correct),
+            "recall_per_class": [None if np.isnan(value) else float(value) for value in recall],
+            "confusion_matrix": metrics.confusion_matrix(labels, predicted, labels=classes).tolist(),
+        }
+
+
+def evaluate_logits(logits: torch.Tensor, labels: list[int]) -> dict:
+    """All metrics of [`ClassifierMetrics`] for logits `(num_images, num_labels)` and labels `(num_images,)`."""
+    probabilities = logits.double().softmax(dim=-1).float().numpy()
+    return ClassifierMetrics().compute(predictions=probabilities, references=labels)
+
+
+def _calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 15) -> float:
+    bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
+    gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def binomial_interval(errors: int, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact (Clopper-Pearson) interval of an error rate, as fractions."""
+    interval = stats.binomtest(errors, num_images).proportion_ci(confidence, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def compare(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, rows: np.ndarray, num_resamples=2000) -> dict:
+    """Two classifiers on the same images, paired: ours minus theirs, so that below 0 is better.
+
+    Args:
+        ours, theirs: logits `(num_images, num_classes)`, in the same order as labels `(num_images,)`.
+        rows: which image each is, `(num_images,)`; one that stands there several times, with models of several seeds,
+            counts as one in all intervals.
+        num_resamples: of the images, for the bootstrap, with a seed of its own.
+
+    Returns:
+        `only_ours_wrong` and `only_theirs_wrong`, counts; `mcnemar_p`, their exact two-sided McNemar test, or None
+        where images stand there several times; `error_rate_difference`, and `nll_difference` of the means of
+        -log p(label) in nats, each with the 95% bootstrap interval over the images, `..._interval`.
+    """
+    each = np.arange(len(labels))
+    wrong, losses = zip(
+        *((logits.argmax(axis=1) != labels, -log_softmax(logits, axis=1)[each, labels]) for logits in (ours, theirs)),
+        strict=True,
+    )
+    only_ours, only_theirs = int((wrong[0] & ~wrong[1]).sum()), int((wrong[1] & ~wrong[0]).sum())
+    images, image_of, times = np.unique(rows, return_inverse=True, return_counts=True)
+    mcnemar = stats.binomtest(only_ours, only_ours + only_theirs).pvalue if only_ours + only_theirs else 1.0
+    found = {
+        "num_images": len(images),
+        "only_ours_wrong": only_ours,
+        "only_theirs_wrong": only_theirs,
+        "mcnemar_p": float(mcnemar) if times.max() == 1 else None,
+    }
+    for name, (one, other) in {"error_rate": wrong, "nll": losses}.items():
+        difference = np.bincount(image_of, weights=one.astype(float) - other) / times
+        random = np.random.default_rng(0)  # the same resamples for both
+        means = [difference[random.integers(0, len(images), len(images))].mean() for _ in range(num_resamples)]
+        found |= {f"{name}_difference": float(difference.mean())}
+        found |= {f"{name}_interval": np.percentile(means, [2.5, 97.5]).tolist()}
+    return found

@@ -1,0 +1,113 @@
+"""The flags of `vit-scratch explore` and `vit-scratch size`, beside those of `train.py`."""
+
+import dataclasses
+
+from ..model.configuration_vit_scratch import SIZES, ViTScratchConfig
+from ..settings.flags import (
+    TRAINING_OF_A_RECIPE,
+    AugmentationArguments,
+    ModelArguments,
+    Parser,
+    Settings,
+    flag,
+    flag_names,
+    given_fields,
+    parse_arguments,
+)
+from ..settings.recipe import as_flags, check_keys, read_recipe
+
+_OF_A_RECIPE = {
+    *("size", "ema_decay", "muon_learning_rate", "crop_fraction", "torch_compile", *TRAINING_OF_A_RECIPE),
+    *(field.name for kind in (AugmentationArguments, ModelArguments) for field in dataclasses.fields(kind)),
+}
+
+
+@dataclasses.dataclass
+class ExploreArguments:
+    """What `vit-scratch explore` is told beside the flags of train.py."""
+
+    study: str = flag(
+        "search",
+        "search (draws sizes at random and by what it has learned), size (a grid of widths and depths) or data (plain "
+        "ViT, ViT with convolutional stem and CNN, with a growing number of images).",
+    )
+    trials: int = flag(30, "search: number of trials, counting those of earlier calls.")
+    bounds: str | None = flag(None, "YAML file with other bounds for what is varied.")
+    max_parameters: int | None = flag(None, "Try no size with more parameters than this.")
+    max_flops: float | None = flag(
+        None, "Try no size with more FLOPs than this for the forward pass of one image, such as 50e6."
+    )
+    storage: str | None = flag(
+        None,
+        "Where trials are stored, as an SQLAlchemy URL for Optuna's RDBStorage. Several machines can work on one "
+        "storage. Default: an SQLite file in output_dir.",
+    )
+
+
+@dataclasses.dataclass
+class _SizeArguments:
+    """What `vit-scratch size` is asked about, beside the fields of the config."""
+
+    size: str | None = flag(None, f"A named size: {', '.join(SIZES)}. Default: the recipe's, or digits-tiny.")
+    recipe: str | None = flag(None, "Name of a recipe of the package, or path of a YAML file.")
+    num_labels: int | None = flag(None, "Number of classes. Default: 10 for the digits sizes, 1000 for others.")
+
+
+def parse_size(argv: list[str]) -> ViTScratchConfig:
+    """The config that `--size`, `--recipe` and the fields of the config on a command line describe.
+
+    A field wins over the recipe, and the recipe over the named size. Unless `--num_labels` says otherwise there are 10
+    classes for the digits sizes and 1000 for the others, as in the papers.
+
+    Raises: ValueError, in one line, for what [`parse_arguments`] and [`ViTScratchConfig`] refuse.
+    """
+    parser = Parser((_SizeArguments, ModelArguments), allow_abbrev=False, prog="vit-scratch size")
+    known, _ = Parser(_SizeArguments, add_help=False, allow_abbrev=False).parse_known_args(argv)
+    values = read_recipe(known.recipe) if known.recipe else {"size": "digits-tiny"}
+    check_keys(known.recipe, values, flag_names())
+    if not (known.size or values.get("size")):
+        raise ValueError(
+            f"recipe {known.recipe} fine-tunes a pre-trained model and names no size: give --size or another recipe."
+        )
+    flags = {action.dest for action in parser._actions}
+    values = {name: value for name, value in values.items() if name in flags}
+    run, model = parser.parse_args_into_dataclasses([*as_flags(values), *argv], look_for_args_file=False)
+    labels = (10 if run.size.startswith("digits") else 1000) if run.num_labels is None else run.num_labels
+    return ViTScratchConfig.from_size(run.size, **given_fields(model), num_labels=labels)
+
+
+def parse_exploration(argv: list[str]) -> tuple[ExploreArguments, dict, Settings]:
+    """The flags of `vit-scratch explore`: its own, and all of train.py for what it does not vary.
+
+    Returns:
+        The arguments of its own; what the recipe and the flags say of how to train, by name, as a recipe file would;
+        and the settings.
+
+    Raises: ValueError as [`parse_arguments`] does.
+    """
+    explore, rest = Parser(ExploreArguments, add_help=False, allow_abbrev=False).parse_known_args(argv)
+    explore = ExploreArguments(**vars(explore))
+    _check(explore)
+    if not any(word.partition("=")[0].replace("-", "_") == "__output_dir" for word in rest):
+        rest += ["--output_dir", f"output/explore-{explore.study}"]
+    settings = parse_arguments(rest)
+    if settings.run.model_name_or_path:
+        raise ValueError("model_name_or_path: explore trains from scratch, since a pre-trained model has its size.")
+    flags = (word[2:].partition("=")[0].replace("-", "_") for word in rest if word.startswith("--"))
+    parts = (getattr(settings, field.name) for field in dataclasses.fields(settings))
+    values = {name: value for part in parts for name, value in vars(part).items()}
+    recipe = {name: values[name] for name in ("size", "num_train_epochs", "learning_rate")}
+    for name in [*read_recipe(settings.run.recipe), *flags]:
+        if name in _OF_A_RECIPE:
+            recipe[name] = getattr(values[name], "value", values[name])  # a choice of transformers is an Enum
+    return explore, recipe, settings
+
+
+def _check(explore: ExploreArguments) -> None:
+    if explore.study == "data" and (explore.max_parameters or explore.max_flops):
+        raise ValueError("max_parameters and max_flops are for the studies search and size.")
+    if explore.trials < 1:
+        raise ValueError(f"trials must be at least 1, got {explore.trials}.")
+    for name in ("max_parameters", "max_flops"):
+        if (limit := getattr(explore, name)) is not None and not limit > 0:
+            raise ValueError(f"{name} must be above 0, got {limit}.")

@@ -1,0 +1,125 @@
+"""What a size costs, without training it: parameters, FLOPs, memory."""
+
+import copy
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..model.configuration_vit_scratch import ViTScratchConfig
+from ..model.modeling_vit_scratch import ViTScratchConvStem, ViTScratchForImageClassification
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of a model: `parameters` and `flops`, those of one image's forward pass, by part; `tokens`, the sequence length.
+
+    FLOPs are those of matrix products and convolutions, a multiplication and an addition each, as torch counts them.
+    A training step takes about three times as many.
+    """
+
+    parameters: dict[str, int]
+    flops: dict[str, int]
+    tokens: int
+
+    @property
+    def total_parameters(self) -> int:
+        return sum(self.parameters.values())
+
+    @property
+    def total_flops(self) -> int:
+        return sum(self.flops.values())
+
+
+def cost(config: ViTScratchConfig) -> Cost:
+    """The cost of a [`ViTScratchForImageClassification`], from its config alone: in microseconds, for a search.
+
+    With a class token the last block computes this one alone, as the model does where only logits are read.
+    """
+    width, hidden, tokens = config.hidden_size, config.intermediate_size, config.num_tokens
+    rows, columns = config.grid_size
+    channels, patch = config.num_channels, config.patch_size
+    if config.stem == "conv":
+        stem_parameters, stem_flops = _conv_stem(
+            channels, patch, width, config.stem_depth, config.stem_width, rows, columns
+        )
+    else:
+        stem_parameters = channels * patch**2 * width + width  # equation 1
+        stem_flops = 2 * rows * columns * channels * patch**2 * width
+    asking = [tokens] * (config.num_hidden_layers - 1) + [1 if config.pooling == "cls" else tokens]
+    bias = 3 * width if config.qkv_bias else 0
+    layers = config.num_hidden_layers
+    parameters = {
+        "stem": stem_parameters,
+        "class token": width if config.pooling == "cls" else 0,
+        "positions": tokens * width if config.position_embedding == "learned" else 0,
+        "attention": layers * (4 * width**2 + bias + width),  # equations 6 and 8
+        "MLP": layers * (2 * width * hidden + hidden + width),
+        "norms": (2 * layers + 1) * 2 * width,
+        "head": (width + 1) * config.num_labels,
+    }
+    flops = {
+        "stem": stem_flops,
+        "attention": sum(2 * (3 * tokens * width**2 + 2 * q * tokens * width + q * width**2) for q in asking),
+        "MLP": sum(2 * 2 * q * width * hidden for q in asking),
+        "head": 2 * width * config.num_labels,
+    }
+    return Cost(parameters, flops, tokens)
+
+
+def module_cost(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int]:
+    """Parameters, and FLOPs of the forward pass of one image `(num_channels, height, width)`, of any model."""
+    model = copy.deepcopy(model).to("meta").eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.empty(1, *shape, device="meta"))
+    return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops()
+
+
+@lru_cache(maxsize=4096)
+def _conv_stem(
+    channels: int, patch: int, width: int, depth: int, stem_width: int | None, rows: int, columns: int
+) -> tuple[int, int]:
+    """Parameters and FLOPs of the hybrid's CNN, from its layers."""
+    with torch.device("meta"):
+        stem = ViTScratchConvStem(
+            ViTScratchConfig(
+                image_size=patch, patch_size=patch, num_channels=channels, stem="conv", stem_depth=depth,
+                stem_width=stem_width, hidden_size=width, num_attention_heads=1,
+            )
+        )  # fmt: skip
+    positions, flops = rows * columns * patch**2, 0
+    for layer in stem:
+        if isinstance(layer, nn.Conv2d):
+            positions //= layer.stride[0] * layer.stride[1]
+            flops += 2 * positions * layer.weight.numel()
+    return sum(parameter.numel() for parameter in stem.parameters()), flops
+
+
+def activation_bytes(config: ViTScratchConfig, batch_size: int) -> int:
+    """Bytes that a training step in fp32 keeps from the forward pass for the backward pass, without the weights.
+
+    With the plain (eager) attention, which keeps its weights `(batch_size, num_attention_heads, T, T)`; nothing is
+    computed for it. In bf16 it is about half.
+    """
+    kept: dict[int, int] = {}
+    config = ViTScratchConfig.from_dict(config.to_dict())
+    config._attn_implementation = "eager"
+    with torch.device("meta"):
+        model = ViTScratchForImageClassification(config).train()
+        pixels = torch.empty(batch_size, config.num_channels, *config.image_height_width)
+        labels = torch.zeros(batch_size, dtype=torch.long)
+    weights = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = model(pixels, labels=labels).loss
+    total = sum(kept.values())
+    del loss  # until here it holds the graph, and so the storages whose addresses tell them apart
+    return total

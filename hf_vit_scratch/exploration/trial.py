@@ -1,0 +1,269 @@
+"""The trainings of an exploration: on which rows, by which schedule, and what is measured."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from itertools import product
+
+import datasets
+import optuna
+import torch
+import transformers
+from torch import nn
+from transformers import PrinterCallback, TrainerCallback
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from ..data.pixels import label_array
+from ..data.sources import source_name
+from ..data.splits import stratified_rows, three_parts
+from ..device import PeakMemory, can_compile, describe, fastest_attention, set_up_cpu
+from ..evaluation.metrics import evaluate_logits
+from ..evaluation.prediction import Classifier, predict_logits
+from ..model.configuration_vit_scratch import ViTScratchConfig
+from ..model.modeling_vit_scratch import ViTScratchForImageClassification
+from ..settings.checks import check_settings
+from ..settings.flags import Settings
+from ..training.assembly import build_config, build_processor, build_trainer
+from ..training.cnn import ConvNet, widths_for
+from .arguments import ExploreArguments
+from .cost import cost, module_cost
+from .search_space import distribution, read_bounds, values
+from .spec import CNN, PLAIN, STEM, Spec
+
+_EVALUATIONS = 5  # along a run
+_LARGEST_FOR_CNN = 64  # pixels: beyond, nobody would keep the full resolution for two convolutions
+
+
+def _check(settings: Settings) -> None:
+    """Refuse what the settings of one run may ask for and an exploration cannot do."""
+    check_settings(settings)
+    training = settings.training
+    if training.max_steps > 0:
+        raise ValueError("max_steps: explore counts the images seen in num_train_epochs of all training images.")
+    if settings.run.teacher_epochs:
+        raise ValueError("teacher_epochs must be 0 here: explore compares what models learn by themselves.")
+    if training.push_to_hub:
+        raise ValueError("push_to_hub: explore trains many models. Train best.yaml, and push that model.")
+    if training.world_size > 1:
+        raise ValueError("explore runs in one process; start it several times, with one --storage.")
+    if not training.num_train_epochs > 0:
+        raise ValueError(f"num_train_epochs must be above 0, got {training.num_train_epochs}.")
+
+
+class TrialRunner:
+    """Trains what a [`Spec`] describes; all specs on the same rows and with the same schedule.
+
+    The labelled rows are cut into three parts: `train`, `validation`, on which choices are made, and `confirm`, as
+    large, on which only the trainings that confirm a choice are measured.
+
+    Args:
+        explore: what is varied, and within which limits.
+        recipe: how to train, by name, as it is recorded.
+        settings: all that is not varied.
+
+    Raises: ValueError or OSError, in one line, for anything that the user can put right.
+    """
+
+    def __init__(self, explore: ExploreArguments, recipe: dict, settings: Settings):
+        _check(settings)
+        set_up_cpu()
+        self.explore, self.run, data = explore, settings.run, settings.data
+        self.bounds = read_bounds(explore.study, explore.bounds)
+        self.space = {name: distribution(bound) for name, bound in self.bounds.items()}
+        self.source = source_name(data.data)
+        self.splits = three_parts(data.load_splits(), data.split_seed)
+        self.base = build_config(settings, self.splits)
+        self.processor = build_processor(self.base, data.crop_fraction)
+        names = ("image_column", "label_column", "validation_size", "fold", "num_folds")
+        self.record = {
+            "study": explore.study,
+            "data": self.source,
+            **{name: getattr(data, name) for name in names},
+            "split_seed": data.split_seed,
+            "seed": settings.training.seed,
+            "images": [len(part) for part in self.splits.values()],
+            "bounds": self.bounds,
+            "max_parameters": explore.max_parameters,
+            "max_flops": explore.max_flops,
+            "recipe": recipe,
+        }
+        self.batch = settings.training.train_batch_size * settings.training.gradient_accumulation_steps
+        self.settings = self._with_schedule(settings)
+        self.training = self.settings.training
+        self.families = self._families() if explore.study == "data" else {}
+        self._check_bounds()
+
+    def _check_bounds(self) -> None:
+        for fraction in self.bounds.get("fraction", [1.0]):
+            spec = Spec("ViT", {}, self.training.learning_rate, fraction=fraction)
+            if (images := len(self._images(spec))) < self.batch:
+                raise ValueError(f"{images} training images are less than a batch of {self.batch}.")
+        if self.explore.study != "data" and not any(map(self.allows, self._smallest())):
+            raise ValueError(
+                f"no size is within the bounds and limits: max_parameters {self.explore.max_parameters}, "
+                f"max_flops {self.explore.max_flops}, {json.dumps(self.bounds)}."
+            )
+
+    def _with_schedule(self, settings: Settings) -> Settings:
+        """The schedule of all trials: they see the same number of images, whatever part of them a trial has."""
+        images = settings.training.num_train_epochs * len(self.splits["train"])
+        settings = settings.with_training(
+            max_steps=max(_EVALUATIONS, round(images / self.batch)),
+            dataloader_drop_last=True,
+            save_strategy=SaveStrategy.NO,
+            eval_strategy=IntervalStrategy.STEPS,
+            eval_steps=1 / _EVALUATIONS,
+            disable_tqdm=True,
+        )
+        if settings.training.torch_compile and not can_compile():
+            settings = settings.with_training(torch_compile=False, torch_compile_backend=None)
+        return settings
+
+    def _families(self) -> dict[str, dict]:
+        """For the study of data: the fields of the two ViTs, and the stages of a CNN that costs as much."""
+        if max(self.base.image_height_width) > _LARGEST_FOR_CNN:
+            raise ValueError(
+                f"the study of data has a CNN for images of up to {_LARGEST_FOR_CNN} pixels, got "
+                f"{'x'.join(map(str, self.base.image_height_width))}."
+            )
+        deeper = {"stem_depth": 2} if self.base.stem == "patch" else {}
+        vits = {PLAIN: {"stem": "patch"}, STEM: {"stem": "conv", **deeper}}
+        plain, _ = (cost(self.config(fields)) for fields in vits.values())  # refused now, and not after an hour
+        widths = widths_for(plain.total_parameters, self.base.num_channels, self.base.num_labels)
+        return vits | {CNN: {"widths": list(widths)}}
+
+    def _smallest(self) -> Iterator[dict]:
+        """The sizes of the least depth and MLP, since cost grows with both; the narrow ones first."""
+        options = {name: values(one) for name, one in self.space.items() if name not in ("learning_rate", "fraction")}
+        for name in ("num_hidden_layers", "mlp_ratio"):
+            options |= {name: options[name][:1]} if name in options else {}
+        for chosen in product(*options.values()):
+            yield self.fields(dict(zip(options, chosen, strict=True)))
+
+    def fields(self, drawn: dict) -> dict:
+        """The config's fields for the values that were drawn.
+
+        A field that is not drawn keeps the ratio to the width that it has in the recipe: the MLP, and the number of
+        heads, as nearly as the divisors of the width allow.
+        """
+        told = {name: value for name, value in drawn.items() if name not in ("learning_rate", "mlp_ratio")}
+        width = told.get("hidden_size", self.base.hidden_size)
+        ratio = drawn.get("mlp_ratio", self.base.intermediate_size / self.base.hidden_size)
+        heads = width * self.base.num_attention_heads / self.base.hidden_size
+        divisors = [divisor for divisor in range(1, width + 1) if width % divisor == 0]
+        near = min(divisors, key=lambda divisor: (abs(divisor - heads), -divisor))
+        return {"num_attention_heads": near} | told | {"intermediate_size": round(ratio * width)}
+
+    def config(self, fields: dict) -> ViTScratchConfig:
+        """The config of the recipe with other fields. Raises: ValueError where they do not fit each other."""
+        told = {**self.base.to_dict(), **fields}
+        if told["stem"] == "patch":
+            told |= {"stem_depth": 1, "stem_width": None}
+        return ViTScratchConfig.from_dict(told)
+
+    def allows(self, fields: dict) -> bool:
+        """Whether there is such a size, within the limits."""
+        try:
+            found = cost(self.config(fields))
+        except ValueError:
+            return False
+        return found.total_parameters <= (self.explore.max_parameters or math.inf) and found.total_flops <= (
+            self.explore.max_flops or math.inf
+        )
+
+    def train(self, spec: Spec, trial: optuna.Trial | None = None) -> dict:
+        """Train and measure it. Returns what a finding has beside the spec.
+
+        Raises: TrialPruned where `trial` says that it is hopeless.
+        """
+        torch._dynamo.reset()  # it would compile one forward pass for eight models and no more, without a word
+        settings = self._settings_of(spec)
+        transformers.set_seed(spec.seed)
+        held_out = self.splits["confirm" if spec.confirming else "validation"]
+        splits = datasets.DatasetDict(train=self._images(spec), validation=held_out)
+        watch = _Watch(trial, self.batch)
+        with PeakMemory(self.training.device) as memory:
+            model, price = self._build(spec)
+            trainer = build_trainer(model, self.processor, splits, settings)
+            trainer.remove_callback(PrinterCallback)
+            trainer.add_callback(watch)
+            trainer.train()
+        if watch.hopeless:
+            raise optuna.TrialPruned
+        with trainer.average.in_place():
+            classifier = Classifier(trainer.model.eval(), self.processor)
+            logits = predict_logits(classifier, held_out, show_progress=False)
+        measured = evaluate_logits(logits, label_array(held_out).tolist())
+        return {
+            **price,
+            "train_images": len(splits["train"]),
+            "images_per_second": watch.images_per_second,
+            "seconds": self.training.max_steps * self.batch / watch.images_per_second,
+            "seconds_per_epoch": len(splits["train"]) / watch.images_per_second,
+            "peak_memory_mb": memory.megabytes,
+            "hardware": describe(self.training.device),
+            "errors": measured["errors"],
+            "num_images": measured["num_images"],
+            "negative_log_likelihood": measured["negative_log_likelihood"],
+            "curve": watch.curve,
+        }
+
+    def _settings_of(self, spec: Spec) -> Settings:
+        """The settings with the learning rates, the seed and the augmentation of one training."""
+        rate = spec.learning_rate
+        settings = self.settings.with_training(learning_rate=rate, seed=spec.seed, data_seed=spec.seed)
+        if muon := self.run.muon_learning_rate:
+            scaled = muon * rate / self.training.learning_rate
+            settings = settings.with_run(muon_learning_rate=None if spec.family == CNN else scaled)
+        return settings if spec.augmented else settings.with_augmentation(augmentation="none")
+
+    def _build(self, spec: Spec) -> tuple[nn.Module, dict]:
+        if spec.family == CNN:
+            model = ConvNet(self.base.num_channels, self.base.num_labels, tuple(spec.fields["widths"]))
+            parameters, flops = module_cost(model, (self.base.num_channels, *self.base.image_height_width))
+            return model, {"parameters": parameters, "flops": flops}
+        config = self.config(spec.fields)
+        config._attn_implementation = self.run.attn_implementation or fastest_attention(
+            config.num_tokens, self.training.device, self.training.bf16
+        )
+        found = cost(config)
+        return ViTScratchForImageClassification(config), {
+            "parameters": found.total_parameters,
+            "flops": found.total_flops,
+        }
+
+    def _images(self, spec: Spec) -> datasets.Dataset:
+        train = self.splits["train"]
+        if spec.fraction == 1:
+            return train
+        labels = label_array(train)
+        kept, _ = stratified_rows(labels, len(labels) - round(spec.fraction * len(labels)), spec.seed)
+        return train.select(kept, keep_in_memory=True)
+
+
+class _Watch(TrainerCallback):
+    """Along one training: the curve, the speed without evaluations and compilation, and whether to go on."""
+
+    def __init__(self, trial: optuna.Trial | None, batch_size: int):
+        self.trial, self.batch_size = trial, batch_size
+        self.curve: list[float] = []
+        self.hopeless = False
+        self._evaluating = 0.0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == min(10, state.max_steps // 10):  # what is compiled is compiled by then
+            self._start, self._first = time.perf_counter(), state.global_step
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        self._evaluating += metrics["eval_runtime"]
+        self.curve.append(metrics["eval_negative_log_likelihood"])
+        if self.trial is not None and state.global_step < state.max_steps:
+            self.trial.report(self.curve[-1], len(self.curve))
+            # A loss that is not a number will not come back.
+            self.hopeless = not math.isfinite(self.curve[-1]) or self.trial.should_prune()
+            control.should_training_stop = self.hopeless
+
+    def on_train_end(self, args, state, control, **kwargs):
+        seconds = time.perf_counter() - self._start - self._evaluating
+        self.images_per_second = (state.global_step - self._first) * self.batch_size / seconds

@@ -1,0 +1,186 @@
+"""Configuration of the Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929)."""
+
+from difflib import get_close_matches
+
+from transformers import PretrainedConfig
+from transformers.activations import ACT2FN
+
+# Every named size, columns as in the paper's table 1, then the patch size, which is the number after the slash. "Ti"
+# and "S" are DeiT's (arXiv 2012.12877, table 1). The digits sizes are for 28x28 grey images.
+_FIELDS = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "patch_size")
+_TABLE = {
+    "Ti/16": (12, 192, 768, 3, 16),
+    "S/16": (12, 384, 1536, 6, 16),
+    "B/16": (12, 768, 3072, 12, 16),
+    "L/16": (24, 1024, 4096, 16, 16),
+    "H/14": (32, 1280, 5120, 16, 14),
+    "digits-tiny": (6, 64, 256, 4, 4),
+    "digits-small": (4, 128, 512, 4, 4),
+    "digits-base": (9, 192, 768, 6, 4),
+}
+_DIGITS = {"image_size": 28, "num_channels": 1, "initializer_range": 0.0}
+SIZES = {
+    name: {**dict(zip(_FIELDS, row, strict=True)), **(_DIGITS if name.startswith("digits") else {})}
+    for name, row in _TABLE.items()
+}
+
+_CHOICES = {
+    "position_embedding": ("learned", "sincos2d", "none"),
+    "pooling": ("cls", "mean"),
+    "stem": ("patch", "conv"),
+}
+# What transformers takes beside the fields.
+_COMMON_ARGUMENTS = {"num_labels", "output_attentions", "attn_implementation", "torch_dtype", "name_or_path"}
+
+
+class ViTScratchConfig(PretrainedConfig):
+    """Size and shape of a [`ViTScratchModel`]. The defaults are the paper's ViT-B/16 at 224x224.
+
+    Args:
+        image_size (`int` or `[height, width]`, defaults to 224): pixels, each a multiple of `patch_size`.
+        patch_size (`int`, defaults to 16): side P of a square patch, in pixels (section 3.1).
+        num_channels (`int`, defaults to 3): channels C of an image.
+        hidden_size (`int`, defaults to 768): width D of a token.
+        num_hidden_layers (`int`, defaults to 12): number L of blocks.
+        num_attention_heads (`int`, defaults to 12): number k of heads; divides `hidden_size`.
+        intermediate_size (`int`, defaults to 3072): width of the MLP's hidden layer.
+        hidden_act (`str`, defaults to `"gelu"`): the MLP's activation, a name of `transformers.activations.ACT2FN`.
+        hidden_dropout_prob (`float`, defaults to 0.0): dropout after the embeddings and after every dense layer
+            but the query-key-value projection (appendix B.1).
+        attention_probs_dropout_prob (`float`, defaults to 0.0): dropout of the attention weights.
+        layer_norm_eps (`float`, defaults to 1e-6): epsilon of every norm.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights; 0 takes Glorot's
+            uniform by the shape of the matrix, as the paper's own code does; narrow models learn much faster so.
+        qkv_bias (`bool`, defaults to `True`): whether the query-key-value projection has a bias.
+        position_embedding (`"learned"`, `"sincos2d"` or `"none"`, defaults to `"learned"`): appendix D.4, and the
+            fixed sines and cosines of arXiv 2104.02057, `"sincos2d"`, which need a `hidden_size` that 4 divides.
+        pooling (`"cls"` or `"mean"`, defaults to `"cls"`): what the head reads: the class token, or the mean over
+            the patches of a model without class token (appendix D.3).
+        stem (`"patch"` or `"conv"`, defaults to `"patch"`): a linear projection of each patch (equation 1), or the
+            paper's hybrid (section 3.1), a small CNN of 3x3 convolutions that halve the image down to one position
+            a patch; it needs a `patch_size` that is a power of 2.
+        stem_depth (`int`, defaults to 1): 3x3 convolutions for each halving of the `"conv"` stem.
+        stem_width (`int`, *optional*): its channels before the last halving; unset, half of `hidden_size`.
+        drop_path_rate (`float`, defaults to 0.0): stochastic depth (arXiv 1603.09382) of the last block; the rate
+            rises linearly from 0 at the first.
+        training_data (`list[str]`, defaults to `None`): names of the data sets that the weights have seen.
+
+    Raises:
+        ValueError: where a field is unknown, of the wrong type, or the fields do not fit each other.
+    """
+
+    model_type = "vit_scratch"
+
+    image_size: int | list[int] = 224
+    patch_size: int = 16
+    num_channels: int = 3
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    hidden_dropout_prob: float = 0.0
+    attention_probs_dropout_prob: float = 0.0
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    qkv_bias: bool = True
+    position_embedding: str = "learned"
+    pooling: str = "cls"
+    stem: str = "patch"
+    stem_depth: int = 1
+    stem_width: int | None = None
+    drop_path_rate: float = 0.0
+    training_data: list[str] | None = None
+
+    def __post_init__(self, **kwargs):
+        unknown = kwargs.keys() - _COMMON_ARGUMENTS
+        # A config.json has what the Trainer, say, has set in it, and names of other models (layer_norm_epsilon).
+        self._refuse(self._misspelt(unknown, cutoff=0.9) if "model_type" in kwargs else unknown)
+        super().__post_init__(**kwargs)
+        self.validate()
+
+    @staticmethod
+    def _misspelt(names, cutoff: float) -> list[str]:
+        return [name for name in names if get_close_matches(name, ViTScratchConfig.__annotations__, cutoff=cutoff)]
+
+    @classmethod
+    def _refuse(cls, names):
+        if names:
+            unknown, fields = ", ".join(map(repr, sorted(names))), ", ".join(ViTScratchConfig.__annotations__)
+            raise ValueError(f"{cls.__name__} has no field {unknown}: the fields are {fields}.")
+
+    @classmethod
+    def from_size(cls, size: str, **kwargs) -> "ViTScratchConfig":
+        """The config of a named size, a key of `SIZES`; `kwargs` are fields that replace its own."""
+        if size not in SIZES:
+            raise ValueError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}.")
+        return cls(**{**SIZES[size], **kwargs})
+
+    @classmethod
+    def from_dict(cls, config_dict, return_unused_kwargs=False, **kwargs):
+        """As in transformers, but fields that are replaced on loading are checked like those of a new config."""
+        config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
+        config.validate()
+        if return_unused_kwargs:
+            return config, unused
+        # What is left are arguments of a loader, say pipeline's device_map.
+        cls._refuse(cls._misspelt(unused, cutoff=0.8))
+        return config
+
+    @property
+    def image_height_width(self) -> tuple[int, int]:
+        """`image_size` as (height, width), in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches in an image of `image_size`."""
+        height, width = self.image_height_width
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        """Length of the sequence for an image of `image_size`: its patches, and the class token where there is one."""
+        rows, columns = self.grid_size
+        return rows * columns + (self.pooling == "cls")
+
+    def validate(self):
+        """Check all fields against each other. Raises: ValueError, in one line, with the numbers in it."""
+        for name, kind in ViTScratchConfig.__annotations__.items():
+            value = getattr(self, name)
+            if (kind is int or (kind == int | None and value is not None)) and (type(value) is not int or value < 1):
+                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+            if kind is bool and type(value) is not bool:
+                raise ValueError(f"{name} must be true or false, got {value!r}.")
+        sides = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+        if not isinstance(sides, (list, tuple)) or len(sides) != 2 or any(type(side) is not int for side in sides):
+            raise ValueError(f"image_size must be an integer or [height, width], got {self.image_size!r}.")
+        if any(side < 1 or side % self.patch_size for side in sides):
+            raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}).")
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size ({self.hidden_size}) is not divisible by "
+                f"num_attention_heads ({self.num_attention_heads})."
+            )
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}.")
+        if not isinstance(self.layer_norm_eps, (int, float)) or not self.layer_norm_eps > 0:
+            raise ValueError(f"layer_norm_eps must be above 0, got {self.layer_norm_eps!r}.")
+        if not isinstance(self.initializer_range, (int, float)) or not self.initializer_range >= 0:
+            raise ValueError(f"initializer_range must be at least 0, got {self.initializer_range!r}.")
+        if self.num_labels == 0:
+            raise ValueError("num_labels must be at least 1, got 0.")
+        for name, choices in {**_CHOICES, "hidden_act": tuple(ACT2FN)}.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        if self.position_embedding == "sincos2d" and self.hidden_size % 4:
+            raise ValueError(f"'sincos2d' positions need a hidden_size that 4 divides, got {self.hidden_size}.")
+        if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
+            raise ValueError(f"stem 'conv' needs a patch_size that is a power of 2, got {self.patch_size}.")
+        if self.stem != "conv" and (self.stem_depth, self.stem_width) != (1, None):
+            raise ValueError(f"stem_depth and stem_width belong to the stem 'conv', got stem {self.stem!r}.")
+
+
+ViTScratchConfig.register_for_auto_class()

@@ -1,0 +1,335 @@
+"""The Vision Transformer of "An Image is Worth 16x16 Words" (Dosovitskiy et al., arXiv 2010.11929), by hand.
+
+Reads from top to bottom as the forward pass does: patch embedding and positions (equation 1), blocks of multi-head
+self-attention (equation 2, appendix A) and MLP (equation 3), final norm and pooling (equation 4), head. Shapes in the
+comments: B images, C channels, N patches, T tokens (N, and one more with a class token), D hidden_size.
+"""
+
+import math
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import can_return_tuple
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_vit_scratch import ViTScratchConfig
+from .image_processing_vit_scratch import ViTScratchImageProcessor
+
+
+class ViTScratchConvStem(nn.Sequential):
+    """The hybrid of section 3.1: a CNN whose feature map is the input sequence, one position for each patch.
+
+    3x3 convolutions of stride 2 halve the image `log2(patch_size)` times while the channels double up to `stem_width`
+    and end at `hidden_size`; before each stand `stem_depth - 1` of stride 1. All have GroupNorm, as in the paper's
+    ResNets, and the activation. Then comes E of equation 1. `(B, C, height, width)` -> `(B, D, rows, columns)`.
+    """
+
+    def __init__(self, config: ViTScratchConfig):
+        layers, channels = [], config.num_channels
+        half, halvings = config.stem_width or config.hidden_size // 2, int(math.log2(config.patch_size))
+        widths = [max(8, half >> step) for step in reversed(range(halvings))] + [config.hidden_size]
+        for before, after in zip(widths[:-1], widths[1:], strict=True):
+            for out, stride in [(before, 1)] * (config.stem_depth - 1) + [(after, 2)]:
+                convolution = nn.Conv2d(channels, out, kernel_size=3, stride=stride, padding=1, bias=False)
+                layers += [convolution, nn.GroupNorm(1, out, config.layer_norm_eps), ACT2FN[config.hidden_act]]
+                channels = out
+        super().__init__(*layers, nn.Conv2d(channels, config.hidden_size, kernel_size=1))
+
+
+class ViTScratchEmbeddings(nn.Module):
+    """Equation 1: z_0 = [x_class; x_p^1 E; ...; x_p^N E] + E_pos. `(B, C, height, width)` -> `(B, T, D)`."""
+
+    def __init__(self, config: ViTScratchConfig):
+        super().__init__()
+        self.config = config
+        if config.stem == "conv":
+            self.patch_embeddings = ViTScratchConvStem(config)
+        else:
+            patch = config.patch_size
+            self.patch_embeddings = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=patch, stride=patch)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.hidden_size)) if config.pooling == "cls" else None
+        if config.position_embedding == "learned":
+            self.position_embeddings = nn.Parameter(torch.zeros(1, config.num_tokens, config.hidden_size))
+        elif config.position_embedding == "sincos2d":
+            positions = sincos2d_positions(*config.grid_size, config.hidden_size)
+            self.register_buffer("position_embeddings", self.with_class_position(positions), persistent=False)
+        else:
+            self.position_embeddings = None
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def with_class_position(self, patch_positions: torch.Tensor) -> torch.Tensor:
+        """(1, N, D) -> (1, T, D): fixed positions leave the class token, where there is one, as it is."""
+        return patch_positions if self.cls_token is None else nn.functional.pad(patch_positions, (0, 0, 1, 0))
+
+    def interpolate_pos_encoding(self, rows: int, columns: int) -> torch.Tensor:
+        """Positions for another grid of patches, (1, T, D): section 3.2, 2D interpolation by their location."""
+        if (rows, columns) == self.config.grid_size:
+            return self.position_embeddings
+        if self.config.position_embedding == "sincos2d":
+            positions = sincos2d_positions(rows, columns, self.config.hidden_size)
+            return self.with_class_position(positions).to(self.position_embeddings)
+        split = self.config.num_tokens - math.prod(self.config.grid_size)
+        class_position, patch_positions = self.position_embeddings[:, :split], self.position_embeddings[:, split:]
+        grid = patch_positions.unflatten(1, self.config.grid_size).permute(0, 3, 1, 2)  # (1, D, rows, columns)
+        grid = nn.functional.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
+        return torch.cat((class_position, grid.flatten(2).transpose(1, 2)), dim=1)
+
+    def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
+        if pixel_values.dim() != 4:
+            raise ValueError(f"expected (batch_size, num_channels, height, width), got {tuple(pixel_values.shape)}.")
+        _, channels, height, width = pixel_values.shape
+        if channels != self.config.num_channels:
+            raise ValueError(f"expected images with {self.config.num_channels} channels, got {channels}.")
+        if (height, width) != self.config.image_height_width and not interpolate_pos_encoding:
+            raise ValueError(
+                "expected images of {}x{} pixels (height x width), got {}x{}: resize them, "
+                "or pass interpolate_pos_encoding=True.".format(*self.config.image_height_width, height, width)
+            )
+        if height % self.config.patch_size or width % self.config.patch_size:
+            raise ValueError(f"image size {height}x{width} is not a multiple of patch_size {self.config.patch_size}.")
+        patches = self.patch_embeddings(pixel_values)  # (B, D, rows, columns)
+        rows, columns = patches.shape[-2:]
+        tokens = patches.flatten(2).transpose(1, 2)  # (B, N, D)
+        if self.cls_token is not None:
+            tokens = torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)  # (B, T, D)
+        if self.position_embeddings is not None:
+            # A model loaded in half precision keeps its buffers, and so the fixed positions, in float32.
+            tokens = tokens + self.interpolate_pos_encoding(rows, columns).to(pixel_values.dtype)
+        return self.dropout(tokens)
+
+
+def sincos2d_positions(rows: int, columns: int, hidden_size: int) -> torch.Tensor:
+    """Fixed 2-D positions, (1, rows * columns, hidden_size): sines and cosines of the column, then of the row."""
+    frequencies = 10000 ** -(torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size // 4))
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    angles = [position.flatten()[:, None] * frequencies for position in (column, row)]
+    return torch.cat([wave(angle) for angle in angles for wave in (torch.sin, torch.cos)], dim=1)[None].float()
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
+    """Equation 7: SA(z) = softmax(q k^T / sqrt(D_h)) v. `(B, heads, T, head_dim)` -> `(B, T, heads, head_dim)`."""
+    weights = (query * scaling) @ key.transpose(-2, -1)  # (B, heads, T, T)
+    weights = weights.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2), weights
+
+
+class ViTScratchAttention(nn.Module):
+    """Multi-head self-attention, appendix A. `(B, T, D)` -> `(B, T, D)` and the weights `(B, heads, T, T)`."""
+
+    def __init__(self, config: ViTScratchConfig):
+        super().__init__()
+        self.config = config
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=config.qkv_bias)
+        self.qkv.num_matrices = 3  # for _init_weights
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor, num_outputs: int | None = None, **kwargs) -> tuple:
+        # Equation 6, all heads at once: (B, T, 3D) -> (B, T, 3, heads, head_dim) -> 3 x (B, heads, T, head_dim)
+        qkv = self.qkv(hidden_states).unflatten(-1, (3, -1, self.head_dim))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query = query[:, :, :num_outputs]  # the first num_outputs tokens ask (None: all); all are asked
+        # Only the eager path has weights to show, so it is the one that runs where they are asked for.
+        implementation = self.config._attn_implementation
+        if kwargs.get("output_attentions", self.config.output_attentions):
+            implementation = "eager"
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        context, weights = attention(self, query, key, value, None, scaling=self.scaling, dropout=dropout, **kwargs)
+        return self.proj(context.flatten(2)), weights  # equation 8
+
+
+class ViTScratchMLP(nn.Module):
+    """Two dense layers with the activation between them, section 3.1. `(B, T, D)` -> `(B, T, D)`."""
+
+    def __init__(self, config: ViTScratchConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.activation = ACT2FN[config.hidden_act]
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
+
+
+class ViTScratchDropPath(nn.Module):
+    """Stochastic depth: drops a whole residual branch, for each image of a batch by itself, while training."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, branch: torch.Tensor) -> torch.Tensor:
+        if self.rate == 0.0 or not self.training:
+            return branch
+        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.rate
+        return branch * (kept / (1 - self.rate)).to(branch.dtype)
+
+
+class ViTScratchLayer(GradientCheckpointingLayer):
+    """A pre-norm block: equation 2, then equation 3. `(B, T, D)` -> `(B, T, D)`, or `(B, num_outputs, D)`."""
+
+    def __init__(self, config: ViTScratchConfig, drop_path_rate: float):
+        super().__init__()
+        self.layernorm_before = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.attention = ViTScratchAttention(config)
+        self.layernorm_after = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = ViTScratchMLP(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.drop_path = ViTScratchDropPath(drop_path_rate)
+
+    def forward(self, hidden_states: torch.Tensor, num_outputs: int | None = None, **kwargs) -> torch.Tensor:
+        attended, _ = self.attention(self.layernorm_before(hidden_states), num_outputs, **kwargs)
+        hidden_states = hidden_states[:, :num_outputs] + self.drop_path(self.dropout(attended))
+        return hidden_states + self.drop_path(self.dropout(self.mlp(self.layernorm_after(hidden_states))))
+
+
+class ViTScratchPreTrainedModel(PreTrainedModel):
+    """What the models share: how transformers initializes, loads, saves and runs them."""
+
+    config_class = ViTScratchConfig
+    base_model_prefix = "vit"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["ViTScratchEmbeddings", "ViTScratchLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": ViTScratchLayer, "attentions": ViTScratchAttention}
+    _input_embed_layer = "patch_embeddings"
+
+    def __init__(self, config: ViTScratchConfig, *args, **kwargs):
+        config.validate()  # a field may have been set after the config was made
+        super().__init__(config, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        std = self.config.initializer_range
+        if std == 0 and isinstance(module, (nn.Linear, nn.Conv2d)):
+            # As the paper's code: Glorot's bound, for a convolution with a patch as its input and a token as output.
+            fan_out, fan_in = module.weight.flatten(1).shape
+            fan_out //= getattr(module, "num_matrices", 1)  # query, key and value are three in one
+            bound = math.sqrt(6 / (fan_in + fan_out))
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        else:
+            super()._init_weights(module)
+        if isinstance(module, ViTScratchEmbeddings):
+            if module.cls_token is not None:
+                init.trunc_normal_(module.cls_token, std=std or 0.02)
+            if self.config.position_embedding == "learned":
+                init.trunc_normal_(module.position_embeddings, std=std or 0.02)
+            elif self.config.position_embedding == "sincos2d":
+                positions = sincos2d_positions(*self.config.grid_size, self.config.hidden_size)
+                init.copy_(module.position_embeddings, module.with_class_position(positions))
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers; the code goes along, for every Auto class and not just that of the model saved."""
+        classes = {
+            "AutoConfig": ViTScratchConfig,
+            "AutoModel": ViTScratchModel,
+            "AutoModelForImageClassification": ViTScratchForImageClassification,
+            "AutoImageProcessor": ViTScratchImageProcessor,
+        }
+        self.config.auto_map = {
+            auto: f"{own.__module__.rpartition('.')[2]}.{own.__name__}" for auto, own in classes.items()
+        }
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+class ViTScratchModel(ViTScratchPreTrainedModel):
+    """The encoder: pixels to tokens to y, equations 1 to 4, without a head."""
+
+    def __init__(self, config: ViTScratchConfig):
+        super().__init__(config)
+        self.embeddings = ViTScratchEmbeddings(config)
+        depth = config.num_hidden_layers
+        rates = [config.drop_path_rate * index / max(1, depth - 1) for index in range(depth)]
+        self.layers = nn.ModuleList([ViTScratchLayer(config, rate) for rate in rates])
+        self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.post_init()
+
+    @capture_outputs(tie_last_hidden_states=False)
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        interpolate_pos_encoding: bool = False,
+        only_pooler_output: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> BaseModelOutputWithPooling:
+        """
+        Args:
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): from the processor.
+            interpolate_pos_encoding (`bool`, defaults to `False`): take images of another size than
+                `config.image_size`, with the position embeddings interpolated (section 3.2).
+            only_pooler_output (`bool`, defaults to `False`): where y is the class token, spare the last block the
+                other tokens, which nothing reads then: `last_hidden_state` is `(batch_size, 1, D)`.
+            output_attentions, output_hidden_states (`bool`, default to the config's): add `attentions`, for each
+                layer `(batch_size, num_heads, T, T)`, and `hidden_states`, z_0 to z_L, each `(batch_size, T, D)`.
+
+        Returns:
+            `last_hidden_state`, the normed tokens `(batch_size, T, D)`, and `pooler_output`, y of equation 4: the
+            normed class token, or the mean of the normed patches, `(batch_size, D)`.
+
+        Raises:
+            ValueError: where the images have another size or number of channels than the config says.
+        """
+        hidden_states = self.embeddings(pixel_values.to(self.dtype), interpolate_pos_encoding)
+        for layer in self.layers[:-1]:
+            hidden_states = layer(hidden_states, **kwargs)
+        num_outputs = 1 if only_pooler_output and self.config.pooling == "cls" else None
+        hidden_states = self.layernorm(self.layers[-1](hidden_states, num_outputs, **kwargs))
+        pooled = hidden_states[:, 0] if self.config.pooling == "cls" else hidden_states.mean(dim=1)
+        return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
+
+
+class ViTScratchForImageClassification(ViTScratchPreTrainedModel):
+    """The encoder with a linear head on y, as the paper fine-tunes (section 3.2)."""
+
+    def __init__(self, config: ViTScratchConfig):
+        super().__init__(config)
+        self.vit = ViTScratchModel(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): classes; the output then has a `loss`,
+                the cross-entropy. Other arguments as for [`ViTScratchModel`].
+
+        Returns:
+            `logits` of shape `(batch_size, num_labels)`, and `loss`, `hidden_states`, `attentions` where asked for.
+        """
+        shown = any(kwargs.get(f"output_{n}", getattr(self.config, f"output_{n}")) for n in self._can_record_outputs)
+        outputs = self.vit(pixel_values, interpolate_pos_encoding, only_pooler_output=not shown, **kwargs)
+        logits = self.classifier(outputs.pooler_output)
+        loss = self.loss_function(labels, logits, self.config, **kwargs) if labels is not None else None
+        return ImageClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+
+
+ViTScratchModel.register_for_auto_class("AutoModel")
+ViTScratchForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -1,0 +1,55 @@
+"""The names of the files of a run, and how a file is written whole or not at all."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# The model.
+CONFIG_NAME, PREPROCESSOR_NAME = "config.json", "preprocessor_config.json"
+WEIGHTS_NAME, WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
+WEIGHTS_PATTERNS = (WEIGHTS_NAME, "model-*-of-*.safetensors", WEIGHTS_INDEX_NAME)
+CODE_NAMES = (
+    "configuration_vit_scratch.py",
+    "modeling_vit_scratch.py",
+    "image_processing_vit_scratch.py",
+)
+# What is known of it.
+CARD_NAME, RESULTS_NAME, SETTINGS_NAME = "README.md", "all_results.json", "training_args.json"
+CURVES_PLOT, CONFUSION_PLOT, EXAMPLE_NAME = "curves.png", "confusion_matrix.png", "example.png"
+EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT = "evaluation.json", "robustness.png", "wrong.png"
+SUBMISSION_NAME = "submission.csv"
+# What a run needs to go on.
+TEACHER_NAME, AVERAGE_NAME = "teacher.safetensors", "average.safetensors"
+EMISSIONS_NAME = "emissions.csv"  # written by codecarbon, with --report_to codecarbon
+
+
+@contextmanager
+def written_whole(file: str | os.PathLike) -> Iterator[Path]:
+    """Give the path to write to; it becomes `file` when the block ends, and is removed if the block fails.
+
+    So `file` is whole wherever it exists. Several processes may write the same file: the last one wins.
+    """
+    partial = Path(f"{file}.{os.getpid()}.partial")
+    try:
+        yield partial
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_text(file: str | os.PathLike, text: str) -> None:
+    """Write a text file, whole or not at all."""
+    with written_whole(file) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(file: str | os.PathLike, content: dict) -> None:
+    """Write a JSON file, whole or not at all."""
+    write_text(file, json.dumps(content, indent=2) + "\n")
+
+
+def read_json(file: str | os.PathLike) -> dict:
+    """Read a JSON file. Raises: OSError or ValueError (`json.JSONDecodeError`) where that fails."""
+    return json.loads(Path(file).read_text(encoding="utf-8"))

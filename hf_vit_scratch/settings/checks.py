@@ -1,0 +1,43 @@
+"""The checks of settings that argparse cannot make."""
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy, SaveStrategy
+
+from .flags import RunArguments, Settings
+
+
+def check_settings(settings: Settings) -> None:
+    """Raises: ValueError for what would select a model by its score, would round its weights, or is out of range."""
+    _check_trainer(settings.training)
+    _check_run(settings.run)
+
+
+def _check_trainer(training: TrainingArguments) -> None:
+    if training.load_best_model_at_end:
+        raise ValueError(
+            "load_best_model_at_end picks an epoch by its validation score: the last weights are kept here."
+        )
+    if training.save_strategy == SaveStrategy.BEST:
+        raise ValueError("save_strategy best picks an epoch by its validation score: use steps or epoch.")
+    if training.push_to_hub and training.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
+        value = training.hub_strategy.value
+        raise ValueError(f"hub_strategy {value} uploads optimizer states: use end or every_save.")
+    if training.push_to_hub and not training.hub_model_id:
+        raise ValueError("push_to_hub needs --hub_model_id USER/NAME.")
+    if training.bf16_full_eval or training.fp16_full_eval:
+        raise ValueError("bf16_full_eval and fp16_full_eval would round the weights: evaluation is in full precision.")
+
+
+def _check_run(run: RunArguments) -> None:
+    if not 0 <= run.ema_decay < 1:
+        raise ValueError(f"ema_decay must be at least 0 and below 1, got {run.ema_decay}.")
+    if run.muon_learning_rate is not None and not run.muon_learning_rate >= 0:
+        raise ValueError(f"muon_learning_rate must be at least 0, got {run.muon_learning_rate}.")
+    if not run.teacher_epochs >= 0:
+        raise ValueError(f"teacher_epochs must be at least 0, got {run.teacher_epochs}.")
+    if run.num_teachers < 1:
+        raise ValueError(f"num_teachers must be at least 1, got {run.num_teachers}.")
+    if not 0 <= run.teacher_weight <= 1:
+        raise ValueError(f"teacher_weight must be from 0 to 1, got {run.teacher_weight}.")
+    if not run.teacher_temperature > 0:
+        raise ValueError(f"teacher_temperature must be above 0, got {run.teacher_temperature}.")

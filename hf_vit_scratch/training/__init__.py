@@ -1,0 +1,5 @@
+"""The main job: `train.py` from its settings to a finished output folder."""
+
+from .job import main, train
+
+__all__ = ["main", "train"]

@@ -1,0 +1,111 @@
+"""From what a run is told to its config, processor, augmentation and trainer."""
+
+import datasets
+from torch import nn
+
+from ..conversion.pretrained import Pretrained
+from ..data.augmentation import DigitAugmentation, RandomFlip
+from ..data.batches import ImageBatches, PixelValues
+from ..data.pixels import image_shape
+from ..data.sources import source_name
+from ..model.configuration_vit_scratch import ViTScratchConfig
+from ..model.image_processing_vit_scratch import ViTScratchImageProcessor
+from ..settings.flags import AugmentationArguments, Settings, given_fields
+from .callbacks import MildEnd
+from .trainer import ViTScratchTrainer, metrics_during_training
+
+
+def build_config(
+    settings: Settings, splits: datasets.DatasetDict, pretrained: Pretrained | None = None
+) -> ViTScratchConfig:
+    """The config of the named size with the given fields; image size, channels and classes come from the data.
+
+    To fine-tune, size, image size and channels are those of the pre-trained model.
+
+    Raises: ValueError where fields do not fit each other or the pre-trained model, or no image size is known.
+    """
+    fields, training_data = given_fields(settings.model), source_name(settings.data.data)
+    names = splits["train"].features["label"].names
+    if pretrained is not None:
+        return pretrained.config_for(fields, names, training_data)
+    shape = image_shape(splits["train"])
+    if "image_size" not in fields:
+        if shape is None:
+            raise ValueError("the images differ in size: give --image_size, or --recipe photos-small for photographs.")
+        fields["image_size"] = shape[0] if shape[0] == shape[1] else list(shape[:2])
+    fields.setdefault("num_channels", 3 if shape is None else shape[2])
+    return ViTScratchConfig.from_size(
+        settings.run.size,
+        **fields,
+        id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
+        training_data=[training_data],
+    )
+
+
+def build_processor(
+    config: ViTScratchConfig, crop_fraction: float | None = None, pretrained: Pretrained | None = None
+) -> ViTScratchImageProcessor:
+    """The processor for a config: resize to `image_size`, or resize the shorter side and crop the centre.
+
+    To fine-tune, normalization and, unless it is given, `crop_fraction` are those of the pre-trained model.
+    """
+    height, width = config.image_height_width
+    size, others = {"height": height, "width": width}, {"num_channels": config.num_channels}
+    if pretrained is not None:
+        others |= pretrained.preprocessing
+        crop_fraction = pretrained.crop_fraction if crop_fraction is None else crop_fraction
+    if crop_fraction is None:
+        return ViTScratchImageProcessor(size=size, **others)
+    if not 0 < crop_fraction <= 1:
+        raise ValueError(f"crop_fraction must be above 0 and at most 1, got {crop_fraction}.")
+    shorter = {"shortest_edge": round(max(height, width) / crop_fraction)}
+    return ViTScratchImageProcessor(
+        size=shorter, do_center_crop=True, crop_size=size, default_to_square=False, **others
+    )
+
+
+def build_augmentation(arguments: AugmentationArguments) -> nn.Module | None:
+    """The module that changes a training batch on the device, or None."""
+    if arguments.augmentation == "none":
+        return None
+    if arguments.augmentation == "digits":
+        if not 0 <= arguments.mild_fraction <= 1:
+            raise ValueError(f"mild_fraction must be from 0 to 1, got {arguments.mild_fraction}.")
+        if not arguments.mild_strength >= 0:
+            raise ValueError(f"mild_strength must be at least 0, got {arguments.mild_strength}.")
+        return DigitAugmentation(
+            arguments.rotation_degrees,
+            arguments.scale_range,
+            arguments.shear_degrees,
+            arguments.shift_pixels,
+            arguments.elastic_pixels,
+        )
+    if arguments.augmentation == "photos":
+        if not 0 < arguments.min_crop_area <= 1:
+            raise ValueError(f"min_crop_area must be above 0 and at most 1, got {arguments.min_crop_area}.")
+        return RandomFlip()
+    raise ValueError(f"augmentation must be none, digits or photos, got {arguments.augmentation!r}.")
+
+
+def build_trainer(
+    model: nn.Module, processor: ViTScratchImageProcessor, splits: datasets.DatasetDict, settings: Settings
+) -> ViTScratchTrainer:
+    """The trainer of a model on the split train, which it evaluates on the split validation where there is one."""
+    augmentation, run = settings.augmentation, settings.run
+    on_device = build_augmentation(augmentation)
+    min_crop_area = augmentation.min_crop_area if augmentation.augmentation == "photos" else None
+    trainer = ViTScratchTrainer(
+        model,
+        settings.training,
+        train_dataset=ImageBatches(splits["train"], processor, min_crop_area),
+        eval_dataset=ImageBatches(splits["validation"], processor) if "validation" in splits else None,
+        processing_class=processor,
+        compute_metrics=metrics_during_training,
+        to_pixel_values=PixelValues(processor, on_device),
+        ema_decay=run.ema_decay,
+        muon_learning_rate=run.muon_learning_rate,
+    )
+    if isinstance(on_device, DigitAugmentation) and augmentation.mild_fraction:
+        trainer.add_callback(MildEnd(on_device, augmentation.mild_fraction, augmentation.mild_strength))
+    return trainer

@@ -1,0 +1,65 @@
+"""Pushing a run to the Hub while it trains."""
+
+import shutil
+import sys
+import tempfile
+import time
+from concurrent.futures import Future, wait
+from pathlib import Path
+
+from transformers import TrainerCallback
+
+from ..hub.repository import Repository
+from ..output_folder import EXAMPLE_NAME, SETTINGS_NAME
+from .results import write_results
+from .trainer import ViTScratchTrainer
+
+
+class PushEverySave(TrainerCallback):
+    """Push at each save what a run would leave if it ended there, in the background. A failure stops no training.
+
+    Args:
+        facts: what all_results.json holds before anything is measured.
+    """
+
+    def __init__(self, trainer: ViTScratchTrainer, repository: Repository, facts: dict):
+        self.trainer, self.repository, self.facts = trainer, repository, facts
+        self.push: Future | None = None
+        self.start = 0.0
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.start = time.perf_counter()
+        if state.is_world_process_zero:
+            for folder in Path(args.output_dir).glob(".push-*"):  # left by a run that was killed
+                shutil.rmtree(folder)
+
+    def on_save(self, args, state, control, **kwargs):
+        if not state.is_world_process_zero or state.global_step >= state.max_steps:  # the run itself pushes its end
+            return
+        if self.push and not self.push.done():
+            if not args.hub_always_push:
+                return
+            wait([self.push])
+        output, step = Path(args.output_dir), f"step {state.global_step} of {state.max_steps}"
+        folder = Path(tempfile.mkdtemp(prefix=".push-", dir=output))
+
+        def done(push: Future):
+            shutil.rmtree(folder)
+            if error := push.exception():
+                print(f"Warning: {step} was not pushed, training goes on: {error}", file=sys.stderr, flush=True)
+
+        self.trainer.save_model(str(folder))
+        for name in (SETTINGS_NAME, EXAMPLE_NAME):
+            if (output / name).exists():
+                shutil.copy(output / name, folder)
+        write_results(folder, self.trainer, self.facts | self._measured(state, step), output.resolve().name)
+        self.push = self.repository.submit(folder)
+        self.push.add_done_callback(done)
+
+    def _measured(self, state, step: str) -> dict:
+        """What is known so far, by its names in all_results.json."""
+        found = {"unfinished": step, "epoch": state.epoch, "train_runtime": time.perf_counter() - self.start}
+        last = next((row for row in reversed(state.log_history) if "eval_accuracy" in row), {})
+        if last.get("step") == state.global_step:  # or else it was measured with other weights
+            found |= {f"validation_{key[5:]}": value for key, value in last.items() if key.startswith("eval_")}
+        return found
