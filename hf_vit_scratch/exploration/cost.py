@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -42,9 +43,8 @@ def cost(config: ViTScratchConfig) -> Cost:
     rows, columns = config.grid_size
     channels, patch = config.num_channels, config.patch_size
     if config.stem == "conv":
-        stem_parameters, stem_flops = _conv_stem(
-            channels, patch, width, config.stem_depth, config.stem_width, rows, columns
-        )
+        stem = _ConvStem(channels, patch, width, config.stem_depth, config.stem_width)
+        stem_parameters, stem_flops = _conv_stem(stem, rows * columns)
     else:
         stem_parameters = channels * patch**2 * width + width  # equation 1
         stem_flops = 2 * rows * columns * channels * patch**2 * width
@@ -77,19 +77,23 @@ def module_cost(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int
     return sum(parameter.numel() for parameter in model.parameters()), counter.get_total_flops()
 
 
+class _ConvStem(NamedTuple):
+    """The fields of the config that the hybrid's CNN depends on."""
+
+    num_channels: int
+    patch_size: int
+    hidden_size: int
+    stem_depth: int
+    stem_width: int | None
+
+
 @lru_cache(maxsize=4096)
-def _conv_stem(
-    channels: int, patch: int, width: int, depth: int, stem_width: int | None, rows: int, columns: int
-) -> tuple[int, int]:
-    """Parameters and FLOPs of the hybrid's CNN, from its layers."""
+def _conv_stem(fields: _ConvStem, num_patches: int) -> tuple[int, int]:
+    """Parameters of the hybrid's CNN and its FLOPs for an image of `num_patches` patches, from its layers."""
     with torch.device("meta"):
-        stem = ViTScratchConvStem(
-            ViTScratchConfig(
-                image_size=patch, patch_size=patch, num_channels=channels, stem="conv", stem_depth=depth,
-                stem_width=stem_width, hidden_size=width, num_attention_heads=1,
-            )
-        )  # fmt: skip
-    positions, flops = rows * columns * patch**2, 0
+        config = ViTScratchConfig(image_size=fields.patch_size, stem="conv", num_attention_heads=1, **fields._asdict())
+        stem = ViTScratchConvStem(config)
+    positions, flops = num_patches * fields.patch_size**2, 0
     for layer in stem:
         if isinstance(layer, nn.Conv2d):
             positions //= layer.stride[0] * layer.stride[1]

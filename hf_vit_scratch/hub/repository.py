@@ -126,9 +126,8 @@ class Repository:
         head = self.api.model_info(self.repo_id, revision=self.revision)
         names = [path.name for path in files]
         # Weights that were sharded otherwise, or not at all, would be found by transformers in place of the new.
-        old = [
-            file.rfilename for file in head.siblings if any(fnmatch(file.rfilename, part) for part in WEIGHTS_PATTERNS)
-        ]
+        there = [file.rfilename for file in head.siblings]
+        old = [name for name in there if any(fnmatch(name, pattern) for pattern in WEIGHTS_PATTERNS)]
         changes = [Add(path.name, self._content(path)) for path in files]
         changes += [Delete(name) for name in old if name not in names]
         message = "Push with vit-scratch"

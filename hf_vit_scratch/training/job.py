@@ -175,7 +175,10 @@ def _begin_folder(job: Job, data: str) -> None:
 
 
 def _train(job: Job, trainer: ViTScratchTrainer) -> dict:
-    """Train the teacher, if there is one, then the model. Returns what was measured, by its names in all_results.json."""
+    """Train the teacher, if there is one, then the model.
+
+    Returns: what was measured, by its names in all_results.json.
+    """
     settings, measured = job.settings, {}
     run, training = settings.run, settings.training
     if run.teacher_epochs:

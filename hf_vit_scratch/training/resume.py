@@ -35,7 +35,7 @@ _FIXED += ("teacher_epochs", "num_teachers", "teacher_weight", "teacher_temperat
 
 
 class StoppedRun(NamedTuple):
-    """A run to go on with: its folder, and the path of its checkpoint, or None where only CNNs of its teacher exist."""
+    """A run to go on with: its folder, and its checkpoint, or None where only CNNs of its teacher exist."""
 
     folder: Path
     checkpoint: str | None
