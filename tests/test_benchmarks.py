@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from conftest import REPOSITORY, competition_zip
+from helpers import REPOSITORY, competition_zip
 from PIL import Image
 
 

@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -15,8 +17,9 @@ def test_the_cores_are_shared_out_although_the_launcher_allows_one_thread(world,
         "print(torch.get_num_threads(), len(os.sched_getaffinity(0)))"
     )
     environment = {"OMP_NUM_THREADS": "1", "LOCAL_WORLD_SIZE": world, "PATH": "/usr/bin:/bin"}
-    command = [sys.executable, "-c", code]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout
+    command, all_cores = [sys.executable, "-c", code], partial(os.sched_setaffinity, 0, range(os.cpu_count()))
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment, preexec_fn=all_cores)
+    printed = done.stdout
     threads, cores = map(int, printed.split())
     assert threads == max(1, cores // share)
 

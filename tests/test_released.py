@@ -7,14 +7,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 from huggingface_hub import ModelCard
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
 
-from hf_vit_scratch.inference import load_model
-from hf_vit_scratch.publish import files_to_push
+from hf_vit_scratch.evaluation.prediction import load_model
+from hf_vit_scratch.hub.repository import files_to_push
 
 RELEASED = sorted(file.parent for file in (REPOSITORY / "model_cards").glob("*/config.json"))
 
@@ -79,7 +79,7 @@ def test_a_released_model_can_be_pushed_and_its_card_has_the_figures_of_its_eval
     assert f"| {evaluation['errors']} | {evaluation['num_images']:,} |" in card.text
     assert sum(model["errors"] for model in evaluation["models"]) == evaluation["errors"]
     low, high = (100 * bound for bound in evaluation["interval"])
-    header = (REPOSITORY / "hf_vit_scratch" / "recipes" / f"{evaluation['recipe']}.yaml").read_text()
+    header = (REPOSITORY / "hf_vit_scratch" / "settings" / "recipes" / f"{evaluation['recipe']}.yaml").read_text()
     words = f"{evaluation['errors']} of {evaluation['num_images']:,} wrong"
     assert words in header and f"({low:.3f} to {high:.3f}%)" in header
     words = f"{evaluation['errors']} wrong of {evaluation['num_images']:,}"
@@ -91,4 +91,4 @@ def test_a_released_model_carries_the_code_of_the_package(folder):
     files = sorted(folder.glob("*.py"))
     assert len(files) == 3
     for file in files:
-        assert file.read_bytes() == (REPOSITORY / "hf_vit_scratch" / file.name).read_bytes(), file.name
+        assert file.read_bytes() == (REPOSITORY / "hf_vit_scratch" / "model" / file.name).read_bytes(), file.name

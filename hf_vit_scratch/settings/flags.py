@@ -245,7 +245,7 @@ def parse_arguments(argv: list[str]) -> Settings:
     run.recipe = recipe
     if run.size and run.model_name_or_path:
         raise ValueError(
-            f"size {run.size} is for a new model, and {run.model_name_or_path} has a size of its own: give size or "
+            f"size {run.size} is for a new model, and {run.model_name_or_path} has its own: give size or "
             "model_name_or_path, not both."
         )
     if not run.model_name_or_path:

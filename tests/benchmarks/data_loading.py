@@ -21,7 +21,7 @@ print(time.perf_counter() - start)
 LOAD = """
 import sys, time
 from hf_vit_scratch import ViTScratchImageProcessor
-from hf_vit_scratch.batches import ImageBatches
+from hf_vit_scratch.data.batches import ImageBatches
 from hf_vit_scratch.data import load
 processor = ViTScratchImageProcessor(num_channels=1, size={"height": 28, "width": 28})
 start = time.perf_counter()

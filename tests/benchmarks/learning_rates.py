@@ -9,8 +9,8 @@ augmentation and on the fewest with and without it, and measured on the rows for
 
 import sys
 
-from hf_vit_scratch.arguments import parse_exploration
-from hf_vit_scratch.trials import Explorer, Spec
+from hf_vit_scratch.exploration.arguments import parse_exploration
+from hf_vit_scratch.exploration.trial import Explorer, Spec
 
 
 def main(argv: list[str]) -> None:

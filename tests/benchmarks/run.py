@@ -39,10 +39,10 @@ from steps import (
 )
 
 from hf_vit_scratch import ViTScratchConfig, data
-from hf_vit_scratch.building import build_processor
+from hf_vit_scratch.conversion.export import export_model
 from hf_vit_scratch.device import best_device, describe, set_up_cpu
-from hf_vit_scratch.export import export_model
-from hf_vit_scratch.inference import load_model, predict_logits
+from hf_vit_scratch.evaluation.prediction import load_model, predict_logits
+from hf_vit_scratch.training.assembly import build_processor
 
 ROOT = Path(__file__).resolve().parents[2]
 

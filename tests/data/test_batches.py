@@ -2,15 +2,15 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from conftest import blocks, competition_zip, photo_folder
+from helpers import blocks, competition_zip, photo_folder
 from PIL import Image
 
 from hf_vit_scratch import data
-from hf_vit_scratch.arguments import parse_arguments
-from hf_vit_scratch.batches import ImageBatches, PixelValues
-from hf_vit_scratch.building import build_processor
-from hf_vit_scratch.configuration_vit_scratch import ViTScratchConfig
-from hf_vit_scratch.image_processing_vit_scratch import ViTScratchImageProcessor
+from hf_vit_scratch.data.batches import ImageBatches, PixelValues
+from hf_vit_scratch.model.configuration_vit_scratch import ViTScratchConfig
+from hf_vit_scratch.model.image_processing_vit_scratch import ViTScratchImageProcessor
+from hf_vit_scratch.settings.flags import parse_arguments
+from hf_vit_scratch.training.assembly import build_processor
 
 DIGITS = ViTScratchConfig.from_size("digits-tiny")
 
@@ -50,7 +50,7 @@ def test_images_of_another_size_or_other_channels_are_brought_to_the_models(spli
 def test_photographs_are_cropped_at_random_in_training_and_in_the_middle_in_evaluation(tmp_path):
     photo_folder(tmp_path / "photos")
     splits = data.load(tmp_path / "photos")
-    arguments = parse_arguments(["--recipe", "photos-small", "--data", "x"])[1]
+    arguments = parse_arguments(["--recipe", "photos-small", "--data", "x"]).data
     config = ViTScratchConfig(image_size=32, patch_size=16, hidden_size=8, num_attention_heads=1)
     processor = build_processor(config, arguments.crop_fraction)
     rows = list(range(len(splits["train"])))

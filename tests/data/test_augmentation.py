@@ -3,19 +3,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from helpers import pictures
 from PIL import Image
 
-from hf_vit_scratch.augmentation import DigitAugmentation, RandomFlip, random_resized_crop
+from hf_vit_scratch.data.augmentation import DigitAugmentation, RandomFlip, random_resized_crop
 
 NOTHING = {"rotation_degrees": 0, "scale_range": 0, "shear_degrees": 0, "shift_pixels": 0, "elastic_pixels": 0}
-
-
-def pictures(batch=4, height=28, width=28):
-    """Smooth pictures, black at the border, so that two bilinear gathers of them can be compared."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(batch, 1, 5, 5, generator=generator)
-    coarse[:, :, [0, -1], :] = coarse[:, :, :, [0, -1]] = 0
-    return torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear", align_corners=True)
 
 
 def pil_affine(image: torch.Tensor, matrix) -> np.ndarray:

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 from sklearn.model_selection import StratifiedKFold
 
-from hf_vit_scratch import competition as competition_room
 from hf_vit_scratch.data import DataError, image_shape, load, pixel_array, row_numbers, source_name
+from hf_vit_scratch.data import digit_recognizer as competition_room
 
 PIXELS = [f"pixel{i}" for i in range(784)]
 

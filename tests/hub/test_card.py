@@ -6,8 +6,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from hf_vit_scratch import ViTScratchConfig
-from hf_vit_scratch.publish import write_card
-from hf_vit_scratch.training import _energy
+from hf_vit_scratch.hub.card import write_card
+from hf_vit_scratch.training.results import measured_energy
 
 
 def test_the_card_reads_back_with_the_results_of_the_run(run_folder):
@@ -72,6 +72,6 @@ def test_the_card_says_what_it_is_made_of_and_leaves_out_what_is_not_known(run_f
 
 
 def test_the_energy_is_that_of_all_trainings_that_codecarbon_watched(tmp_path):
-    assert _energy(tmp_path) == {}
+    assert measured_energy(tmp_path) == {}
     (tmp_path / "emissions.csv").write_text("timestamp,energy_consumed\n2026-01-01,0.5\n2026-01-02,0.25\n")
-    assert _energy(tmp_path) == {"energy_kwh": 0.75}
+    assert measured_energy(tmp_path) == {"energy_kwh": 0.75}

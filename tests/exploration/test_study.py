@@ -13,19 +13,23 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import competition_zip
-from matplotlib import pyplot as plt
-from test_cli import refused
+from helpers import competition_zip
+from helpers import refused_by_vit_scratch as refused
+from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from hf_vit_scratch import ViTScratchConfig, data, explore, findings, training
-from hf_vit_scratch.arguments import parse_exploration
+from hf_vit_scratch import ViTScratchConfig, training
 from hf_vit_scratch.cli import main
-from hf_vit_scratch.cnn import ConvNet, widths_for
-from hf_vit_scratch.cost import cost, module_cost
-from hf_vit_scratch.findings import write_findings, write_plots
-from hf_vit_scratch.plots import pareto_front
-from hf_vit_scratch.trainer import ViTScratchTrainer
+from hf_vit_scratch.data import row_numbers
+from hf_vit_scratch.exploration import plans, report, study
+from hf_vit_scratch.exploration.arguments import parse_exploration
+from hf_vit_scratch.exploration.cost import cost, module_cost
+from hf_vit_scratch.exploration.plots import pareto_front
+from hf_vit_scratch.exploration.report import write_findings, write_plots
+from hf_vit_scratch.exploration.spec import Spec
+from hf_vit_scratch.exploration.trial import TrialRunner
+from hf_vit_scratch.training.cnn import ConvNet, widths_for
+from hf_vit_scratch.training.trainer import ViTScratchTrainer
 
 MODEL = ["--hidden_size", "8", "--num_hidden_layers", "1", "--num_attention_heads", "2", "--intermediate_size", "16"]
 RUN = ["--num_train_epochs", "1", "--per_device_train_batch_size", "20", "--torch_compile", "false", "--bf16", "false"]
@@ -127,7 +131,7 @@ def test_a_search_tries_sizes_that_can_work_within_the_limits_and_leaves_a_recip
 
 def test_a_search_goes_on_and_keeps_what_is_finished(source, tmp_path, monkeypatch):
     bars = []
-    monkeypatch.setattr(explore, "tqdm", lambda **told: bars.append(tqdm(**told)) or bars[-1])
+    monkeypatch.setattr(study, "tqdm", lambda **told: bars.append(tqdm(**told)) or bars[-1])
     main(command(source, "search", tmp_path, "--trials", "2"))
     before = rows(tmp_path)
     main(command(source, "search", tmp_path, "--trials", "3"))
@@ -140,11 +144,10 @@ def test_a_search_goes_on_and_keeps_what_is_finished(source, tmp_path, monkeypat
 def test_ctrl_c_leaves_the_report_of_what_is_finished_and_the_trial_is_done_again(source, tmp_path):
     # The second training begins and does not end.
     begun = tmp_path.with_name("begun")
-    before = (
-        "import pathlib, time; from hf_vit_scratch.explore import Explorer as E; train = E.train; n = iter(range(9))"
-    )
+    before = "import pathlib, time; from hf_vit_scratch.exploration.trial import TrialRunner as R"
+    before += "; train = R.train; n = iter(range(9))"
     before += f"; endless = lambda: (pathlib.Path({str(begun)!r}).touch(), time.sleep(600))"
-    before += "; E.train = lambda self, *a: train(self, *a) if next(n) < 1 else endless()"
+    before += "; R.train = lambda self, *a: train(self, *a) if next(n) < 1 else endless()"
     running = process(source, "search", tmp_path, "--trials", "200", before=before)
     wait_for(running, begun)
     running.send_signal(signal.SIGINT)
@@ -152,8 +155,8 @@ def test_ctrl_c_leaves_the_report_of_what_is_finished_and_the_trial_is_done_agai
     assert running.returncode == 130 and "the same command goes on" in error
     assert (tmp_path / "results.md").exists() and (tmp_path / "sizes.png").exists()
     before = rows(tmp_path)
-    study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/trials.db")
-    waiting = [trial for trial in study.trials if trial.state == optuna.trial.TrialState.WAITING]
+    stored = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/trials.db")
+    waiting = [trial for trial in stored.trials if trial.state == optuna.trial.TrialState.WAITING]
     main(command(source, "search", tmp_path, "--trials", str(len(before) + 1)))
     after = rows(tmp_path)
     assert after[: len(before)] == before and len(after) == len(before) + 1
@@ -168,8 +171,8 @@ def test_a_killed_study_goes_on(source, tmp_path, monkeypatch):
     running = process(source, "size", tmp_path, before=before)
     running.communicate()
     before = rows(tmp_path)
-    monkeypatch.setattr(explore, "_STALE_SECONDS", 3)
-    monkeypatch.setattr(explore, "SEEDS", (1,))
+    monkeypatch.setattr(study, "_STALE_SECONDS", 3)
+    monkeypatch.setattr(plans, "SEEDS", (1,))
     main(command(source, "size", tmp_path))
     after = rows(tmp_path)
     assert after[: len(before)] == before
@@ -202,9 +205,9 @@ def test_the_study_of_sizes(source, tmp_path):
 
 @pytest.mark.parametrize(("width", "heads"), [(8, 2), (24, 6), (10, 2), (6, 2), (7, 1)])
 def test_heads_keep_about_the_recipes_four_dimensions_and_divide_the_width(source, tmp_path, width, heads):
-    explorer = explore.Explorer(*parse_exploration(command(source, "size", tmp_path)[1:]))
-    assert explorer.fields({"hidden_size": width})["num_attention_heads"] == heads
-    assert explorer.fields({"hidden_size": width, "num_attention_heads": 1})["num_attention_heads"] == 1
+    runner = TrialRunner(*parse_exploration(command(source, "size", tmp_path)[1:]))
+    assert runner.fields({"hidden_size": width})["num_attention_heads"] == heads
+    assert runner.fields({"hidden_size": width, "num_attention_heads": 1})["num_attention_heads"] == 1
 
 
 def test_a_rate_at_which_training_diverges_is_left_behind(source, tmp_path):
@@ -217,18 +220,18 @@ def test_a_rate_at_which_training_diverges_is_left_behind(source, tmp_path):
 
 
 def test_the_rows_that_confirm_take_no_part_in_anything_else(source, tmp_path):
-    explorer = explore.Explorer(*parse_exploration(command(source, "size", tmp_path)[1:]))
-    parts = [set(data.row_numbers(part).tolist()) for part in explorer.splits.values()]
+    runner = TrialRunner(*parse_exploration(command(source, "size", tmp_path)[1:]))
+    parts = [set(row_numbers(part).tolist()) for part in runner.splits.values()]
     assert [len(part) for part in parts] == [120, 40, 40]
     assert set.union(*parts) == set(range(200))
-    spec = explore.Spec("ViT", explorer.fields({}), 1e-2, seed=3, fraction=0.5)
-    half = explorer._images(spec)
-    assert len(half) == 60 and set(data.row_numbers(half).tolist()) < parts[0]
-    other = explorer._images(explore.Spec("ViT", {}, 1e-2, seed=4, fraction=0.5))
-    assert data.row_numbers(half).tolist() != data.row_numbers(other).tolist()
+    spec = Spec("ViT", runner.fields({}), 1e-2, seed=3, fraction=0.5)
+    half = runner._images(spec)
+    assert len(half) == 60 and set(row_numbers(half).tolist()) < parts[0]
+    other = runner._images(Spec("ViT", {}, 1e-2, seed=4, fraction=0.5))
+    assert row_numbers(half).tolist() != row_numbers(other).tolist()
     labels = [sum(label == k for label in half["label"][:]) for k in range(10)]
     assert labels == [6] * 10
-    once, again = explorer.train(spec), explorer.train(spec)
+    once, again = runner.train(spec), runner.train(spec)
     assert (once["negative_log_likelihood"], once["curve"]) == (again["negative_log_likelihood"], again["curve"])
     assert once["train_images"] == 60
 
@@ -247,11 +250,11 @@ def test_all_parts_see_as_many_images_and_evaluations_are_not_counted_as_trainin
 
     monkeypatch.setattr(ViTScratchTrainer, "training_step", slow_step)
     monkeypatch.setattr(ViTScratchTrainer, "evaluation_loop", slow_evaluation)
-    explorer = explore.Explorer(*parse_exploration(command(source, "size", tmp_path, "--num_train_epochs", "3")[1:]))
+    runner = TrialRunner(*parse_exploration(command(source, "size", tmp_path, "--num_train_epochs", "3")[1:]))
     for fraction in (0.25, 0.5, 1.0):
         seen.clear()
         start = time.perf_counter()
-        found = explorer.train(explore.Spec("ViT", explorer.fields({}), 1e-2, fraction=fraction))
+        found = runner.train(Spec("ViT", runner.fields({}), 1e-2, fraction=fraction))
         elapsed = time.perf_counter() - start
         assert sum(seen) == 3 * 120
         assert found["images_per_second"] < 20 / 0.05
@@ -259,7 +262,7 @@ def test_all_parts_see_as_many_images_and_evaluations_are_not_counted_as_trainin
 
 
 def test_the_study_of_data(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(explore, "SEEDS", (1,))
+    monkeypatch.setattr(plans, "SEEDS", (1,))
     main(command(source, "data", tmp_path, "--patch_size", "4", "--augmentation", "digits"))
     found = rows(tmp_path)
     families = ("plain ViT", "ViT with convolutional stem", "CNN")
@@ -281,7 +284,7 @@ def test_the_study_of_data(source, tmp_path, monkeypatch):
 def test_two_processes_share_a_study(source, tmp_path):
     storage = f"sqlite:///{tmp_path}/both.db"
     optuna.storages.RDBStorage(storage)  # makes the tables
-    fewer = "from hf_vit_scratch import explore; explore.SEEDS = (1,)"
+    fewer = "from hf_vit_scratch.exploration import plans; plans.SEEDS = (1,)"
     told = ("--storage", storage)
     both = [process(source, "size", tmp_path / name, *told, before=fewer) for name in ("one", "two")]
     for running in both:
@@ -315,7 +318,7 @@ def test_muons_rate_goes_with_the_learning_rate_and_flags_may_have_dashes(source
 def finding(
     trial: int, seed: int, errors: int, *, width=8, rate=1e-3, confirming=False, curve: tuple = (2.0, 1.0)
 ) -> dict:
-    spec = explore.Spec("ViT", {"hidden_size": width, "num_hidden_layers": 2}, rate, seed, confirming=confirming)
+    spec = Spec("ViT", {"hidden_size": width, "num_hidden_layers": 2}, rate, seed, confirming=confirming)
     costs = {"parameters": width, "flops": width, "seconds": 1.0, "seconds_per_epoch": 1.0, "images_per_second": 1.0}
     return {
         **{"trial": trial, "state": "complete", "spec": vars(spec), "value": errors / 100, **costs},
@@ -347,7 +350,7 @@ def test_the_plot_has_each_size_once_with_its_best_learning_rate_and_all_that_is
     found = [finding(0, 0, 9), finding(1, 0, 5, rate=2e-3), finding(2, 0, 7, rate=4e-3), finding(3, 0, 6, width=16)]
     found += [finding(4 + seed, seed, 8, rate=2e-3, confirming=True) for seed in (1, 2)]
     drawn = []
-    monkeypatch.setattr(findings, "plot_sizes", lambda setups, file: drawn.append(setups))
+    monkeypatch.setattr(report, "plot_sizes", lambda setups, file: drawn.append(setups))
     write_plots(found, tmp_path, "size")
     points = zip(drawn[0].hidden_size, drawn[0].errors, drawn[0].confirming, strict=True)
     assert sorted(points) == [(8, 5, False), (8, 8, True), (16, 6, False)]
@@ -368,7 +371,7 @@ def test_the_plot_of_images_has_a_line_for_each_family_and_bars_over_seeds_in_th
         found.append(one | {"train_images": images})
     chosen = finding(len(found), 0, 2)  # on the rows for choosing: not in the plot
     drawn = []
-    monkeypatch.setattr(plt, "close", drawn.append)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *file, **how: drawn.append(figure))
     write_plots([*found, chosen], tmp_path, "data")
     lines = {
         (panel.get_title(), container.get_label()): container
@@ -425,7 +428,7 @@ def test_a_hopeless_trial_is_stopped_early(source, tmp_path, monkeypatch):
         ("data", ["--patch_size", "7"], "needs a patch_size that is a power of 2"),
         ("search", ["--model_name_or_path", "x"], "explore trains from scratch"),
         ("search", ["--ema_decay", "1.5"], "ema_decay"),
-        ("search", ["--push_to_hub", "true", "--hub_model_id", "alice/x"], "push_to_hub: there is not one model here"),
+        ("search", ["--push_to_hub", "true", "--hub_model_id", "alice/x"], "push_to_hub: explore trains many models"),
         ("search", ["--per_device_train_batch_size", "150"], "120 training images are less than a batch of 150"),
         ("search", ["--bounds", "{folder}/step.yaml"], "num_hidden_layers must be"),
         ("data", ["--bounds", "{folder}/fraction.yaml"], "fraction must be a list of values like 0.05, got [5, 100]"),
@@ -457,15 +460,17 @@ def test_a_study_with_other_settings_is_refused_and_nothing_of_it_is_lost(source
     main(command(source, "search", tmp_path, "--trials", "1"))
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     for more in (["--fold", "1"], ["--seed", "5"], ["--crop_fraction", "0.9"]):
-        assert f"with {more[0][2:]}" in refused(capsys, *command(source, "search", tmp_path, "--trials", "2", *more))
-    assert "with study 'search' is there already" in refused(capsys, *command(source, "size", tmp_path))
+        assert f"holds a study with {more[0][2:]}" in refused(
+            capsys, *command(source, "search", tmp_path, "--trials", "2", *more)
+        )
+    assert "holds a study with study 'search'" in refused(capsys, *command(source, "size", tmp_path))
     line = refused(capsys, *command(source, "search", tmp_path, "--trials", "2", "--num_train_epochs", "2"))
-    assert "a study with num_train_epochs 1.0 is there already, and this one has 2.0" in line
-    assert "give another --output_dir" in line
+    assert "--output_dir holds a study with num_train_epochs 1.0, and this command asks for 2.0" in line
+    assert "Choose another --output_dir" in line
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_a_folder_of_something_else_is_refused(source, tmp_path, capsys):
     (tmp_path / "README.md").write_text("mine")
-    assert "holds something that is not of a study" in refused(capsys, *command(source, "search", tmp_path))
+    assert "holds files that are not of a study" in refused(capsys, *command(source, "search", tmp_path))
     assert os.listdir(tmp_path) == ["README.md"]

@@ -4,7 +4,8 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import blocks
+from helpers import blocks
+from helpers import refused_by_vit_scratch as refused
 from PIL import Image
 
 from hf_vit_scratch.cli import main
@@ -18,17 +19,6 @@ def digit(tmp_path):
     for file, pixels in zip(files, blocks(labels, seed=5), strict=True):
         Image.fromarray(pixels).save(file)
     return list(map(str, files))
-
-
-def refused(capsys, *argv) -> str:
-    with pytest.raises(SystemExit) as stopped:
-        main(list(argv))
-    assert stopped.value.code == 2
-    printed = capsys.readouterr().err
-    assert "Traceback" not in printed
-    *progress, line = printed.strip().splitlines()  # the first to read the sample shows how far it is
-    assert line.startswith("vit-scratch: error:") and not [other for other in progress if "rror" in other]
-    return line
 
 
 def test_predict_gives_a_line_an_image(run_folder, digit, capsys):

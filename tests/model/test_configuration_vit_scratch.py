@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchModel
-from hf_vit_scratch.configuration_vit_scratch import SIZES
+from hf_vit_scratch.model.configuration_vit_scratch import SIZES
 
 SMALL = {
     "image_size": 8,

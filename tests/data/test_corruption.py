@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from helpers import pictures
 from PIL import Image
 from scipy import ndimage
-from test_augmentation import pictures
 
-from hf_vit_scratch.corruption import STRENGTHS, corrupt, shift
+from hf_vit_scratch.data.corruption import STRENGTHS, corrupt, shift
 
 
 def seeded() -> torch.Generator:

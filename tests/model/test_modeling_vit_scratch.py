@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchModel
-from hf_vit_scratch.modeling_vit_scratch import ViTScratchDropPath
+from hf_vit_scratch.model.modeling_vit_scratch import ViTScratchDropPath
 
 SMALL = {
     "image_size": 8,

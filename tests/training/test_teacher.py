@@ -4,27 +4,21 @@ import shutil
 import datasets
 import pytest
 import torch
-from conftest import TINY, competition_zip
+from helpers import TINY, same, weights
+from helpers import refused_by_train as error_of
 from safetensors.torch import load_file, save_file
-from test_training import error_of, same, weights
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_vit_scratch import ViTScratchForImageClassification, data
-from hf_vit_scratch.arguments import parse_arguments
-from hf_vit_scratch.building import build_config, build_processor, build_trainer
-from hf_vit_scratch.cnn import StridedConvNet
-from hf_vit_scratch.cost import module_cost
-from hf_vit_scratch.publish import files_to_push, write_card
-from hf_vit_scratch.teacher import get_teacher
-from hf_vit_scratch.trainer import distillation_loss
+from hf_vit_scratch.exploration.cost import module_cost
+from hf_vit_scratch.hub.card import write_card
+from hf_vit_scratch.hub.repository import files_to_push
+from hf_vit_scratch.settings.flags import parse_arguments
 from hf_vit_scratch.training import main
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory):
-    path = tmp_path_factory.mktemp("teacher") / "digits.zip"
-    competition_zip(path)
-    return str(path)
+from hf_vit_scratch.training.assembly import build_config, build_processor, build_trainer
+from hf_vit_scratch.training.cnn import StridedConvNet
+from hf_vit_scratch.training.teacher import get_teacher
+from hf_vit_scratch.training.trainer import distillation_loss
 
 
 def test_the_distillation_loss_is_deits():
@@ -77,16 +71,16 @@ class Mistaken(torch.nn.Module):
 def test_several_teachers_answer_with_the_mean_of_their_logits(digits, tmp_path):
     told = ["--data", digits, *TINY, "--teacher_epochs", "1", "--num_teachers", "3", "--torch_compile", "false"]
     told += ["--bf16", "false"]  # the Trainer leaves autocast on what it has trained
-    run, _, augmentation, fields, training = parse_arguments([*told, "--output_dir", str(tmp_path)])
-    training.data_seed = training.seed
+    settings = parse_arguments([*told, "--output_dir", str(tmp_path)])
+    settings = settings.with_training(data_seed=settings.training.seed)
     splits = data.load(digits)
-    config = build_config(run, fields, splits, "digits")
-    teacher, _ = get_teacher(config, build_processor(config), splits["train"], run, augmentation, training)
+    config = build_config(settings, splits)
+    teacher, _ = get_teacher(config, build_processor(config), splits["train"], settings)
     images = torch.rand(4, config.num_channels, *config.image_height_width)
     answers = [member(images).logits for member in teacher.members]
     assert len(answers) == 3 and all((one - answers[0]).abs().max() > 1e-3 for one in answers[1:])  # none is a copy
     assert torch.allclose(teacher(images).logits, sum(answers) / 3, atol=1e-5)
-    again, _ = get_teacher(config, build_processor(config), splits["train"], run, augmentation, training, tmp_path)
+    again, _ = get_teacher(config, build_processor(config), splits["train"], settings, tmp_path)
     assert torch.equal(again(images).logits, teacher(images).logits)
     assert not any(parameter.requires_grad for parameter in teacher.parameters()) and not teacher.training
 
@@ -96,12 +90,12 @@ def test_the_weight_says_whom_the_student_believes(weight, accumulated, shift, d
     told = ["--data", digits, *TINY, "--augmentation", "none", "--num_train_epochs", "40", "--learning_rate", "1e-2"]
     told += ["--weight_decay", "0", "--eval_strategy", "no", "--save_strategy", "no", "--ema_decay", "0.9"]
     told += ["--gradient_accumulation_steps", accumulated, "--per_device_train_batch_size", "16", "--bf16", "false"]
-    run, _, augmentation, fields, training = parse_arguments([*told, "--output_dir", str(tmp_path)])
+    settings = parse_arguments([*told, "--output_dir", str(tmp_path)])
     splits = data.load(digits)
-    config = build_config(run, fields, splits, "digits")
+    config = build_config(settings, splits)
     torch.manual_seed(0)
     model, train = ViTScratchForImageClassification(config), datasets.DatasetDict(train=splits["train"])
-    trainer = build_trainer(model, build_processor(config), train, run, augmentation, training)
+    trainer = build_trainer(model, build_processor(config), train, settings)
     trainer.learn_from(Mistaken(), weight, 2.0)
     trainer.train()
     predicted = trainer.predict(trainer.train_dataset).predictions.argmax(axis=1)
@@ -137,7 +131,7 @@ def test_a_run_with_a_teacher_says_so_and_keeps_it_to_itself(digits, tmp_path, c
 
 
 def test_a_teacher_that_diverges_is_told_from_the_model(digits, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hf_vit_scratch.teacher._LEARNING_RATE", 1e30)
+    monkeypatch.setattr("hf_vit_scratch.training.teacher._LEARNING_RATE", 1e30)
     told = ["--data", digits, *TINY, "--warmup_steps", "0", "--max_steps", "50", "--teacher_epochs", "1"]
     words = error_of(capsys, *told, "--output_dir", str(tmp_path / "out"))
     assert "the teacher's CNN 1 has diverged" in words and "learning_rate" not in words

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_vit_scratch.metrics import ClassifierMetrics, binomial_interval, compare
+from hf_vit_scratch.evaluation.metrics import ClassifierMetrics, binomial_interval, compare
 
 
 def compute(probabilities, labels):

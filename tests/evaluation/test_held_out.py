@@ -8,18 +8,18 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import TINY, blocks, competition_zip
+from helpers import TINY, blocks, competition_zip
+from helpers import refused_by_vit_scratch as refused
 from huggingface_hub import ModelCard
 from PIL import Image
 from scipy import stats
 from scipy.ndimage import gaussian_filter
 from sklearn.model_selection import StratifiedKFold
-from test_cli import refused
 from transformers import AutoImageProcessor, AutoModelForImageClassification
 
 from hf_vit_scratch import training
 from hf_vit_scratch.cli import main
-from hf_vit_scratch.evaluation import SIDES, _agreed_against
+from hf_vit_scratch.evaluation.held_out import SIDES, _agreed_against
 
 FOLDS = (3, 4, 5)
 MISLABELLED = range(0, 200, 12)
@@ -271,7 +271,7 @@ def other_zip(folder) -> str:
 def test_the_pictures_of_a_user_do_not_go_into_a_folder_that_may_be_pushed(runs, tmp_path, monkeypatch):
     whole = shutil.copytree(runs / "whole", tmp_path / "whole")
     arguments_ = ["evaluate", "--model", str(runs / "fold-3"), "--data", str(runs / "digits.zip")]
-    monkeypatch.setattr("hf_vit_scratch.evaluation.COMPETITION", "another")
+    monkeypatch.setattr("hf_vit_scratch.evaluation.held_out.COMPETITION", "another")
     main([*arguments_, "--output_dir", str(whole)])
     assert (whole / "evaluation.json").exists() and not (whole / "wrong.png").exists()
     assert "wrong.png" not in (whole / "README.md").read_text()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, blocks, competition_zip, photo_folder
+from helpers import REPOSITORY, blocks, competition_zip, photo_folder
 from hub_server import Hub
 from PIL import Image
 

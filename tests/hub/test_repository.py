@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, TINY, blocks
+from helpers import REPOSITORY, TINY, blocks
 from huggingface_hub import get_token
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from hf_vit_scratch.publish import files_to_push
+from hf_vit_scratch.hub.repository import files_to_push
 
 CODE = [f"{room}_vit_scratch.py" for room in ("configuration", "modeling", "image_processing")]
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", *CODE}
@@ -195,7 +195,7 @@ print(json.dumps(found))
 
 
 def test_a_repository_is_all_that_a_fresh_python_needs(hub, run_folder, other_weights, digit, tmp_path):
-    from hf_vit_scratch.inference import load_model
+    from hf_vit_scratch.evaluation.prediction import load_model
 
     expected = []
     for folder in (run_folder, other_weights):

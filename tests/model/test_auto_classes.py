@@ -210,7 +210,7 @@ def test_a_process_without_the_package_gives_the_same_results(checkpoints, secon
 
 
 def test_a_model_that_was_loaded_without_the_package_carries_the_code_on(checkpoints, second_process, tmp_path):
-    package = Path(hf_vit_scratch.__file__).parent
+    package = Path(hf_vit_scratch.__file__).parent / "model"
     for name in FIELDS:
         for folder in (checkpoints / name, second_process / name, second_process / f"{name}-encoder"):
             for file in CODE:
@@ -240,6 +240,6 @@ def test_with_any_class_of_the_package_imported_no_code_of_the_checkpoint_is_nee
         "ViTScratchImageProcessor": "image_processing_vit_scratch",
     }
     statements = [f"from hf_vit_scratch import {name}" for name in classes]
-    statements += [f"from hf_vit_scratch.{module} import {name}" for name, module in classes.items()]
+    statements += [f"from hf_vit_scratch.model.{module} import {name}" for name, module in classes.items()]
     run_python(WITH_A_CLASS_OF_THE_PACKAGE, tmp_path, checkpoints / "grey", *statements, import_package=True)
     assert not list((tmp_path / "modules").glob("**/*vit_scratch*"))

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from test_cli import refused
+from helpers import refused_by_vit_scratch as refused
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification
 from hf_vit_scratch.cli import main
-from hf_vit_scratch.cost import activation_bytes, cost
+from hf_vit_scratch.exploration.cost import activation_bytes, cost
 
 SHAPES = [
     {},
@@ -93,7 +93,7 @@ def test_a_recipe_and_a_field_that_wins_over_it(tmp_path, capsys):
         (["--num_attention_heads", "5"], "num_attention_heads (5)"),
         (["--recipe", "nowhere"], "no recipe 'nowhere'"),
         (["--recipe", "{folder}/misspelt.yaml"], "unknown keys: hiden_size"),
-        (["--recipe", "digits-finetune"], "for a model that is there already"),
+        (["--recipe", "digits-finetune"], "fine-tunes a pre-trained model and names no size"),
         (["--num_labels", "0"], "num_labels"),
         (["--batch_size", "0"], "--batch_size must be at least 1"),
     ],

@@ -8,13 +8,14 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from conftest import REPOSITORY
+from helpers import REPOSITORY
 from PIL import Image
 from sklearn.datasets import load_sample_image
 from transformers import AutoImageProcessor
 
-from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchImageProcessor, export
+from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchImageProcessor
 from hf_vit_scratch.cli import main
+from hf_vit_scratch.conversion import export
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 LABELS = {"id2label": {0: "cat", 1: "dog"}, "label2id": {"cat": 0, "dog": 1}}

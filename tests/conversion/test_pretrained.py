@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from conftest import REPOSITORY, photo_folder
+from helpers import REPOSITORY, photo_folder
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
@@ -21,11 +21,11 @@ from transformers import ViTConfig, ViTForImageClassification, ViTModel
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchImageProcessor
-from hf_vit_scratch.arguments import parse_arguments
-from hf_vit_scratch.building import build_processor
-from hf_vit_scratch.inference import load_model
-from hf_vit_scratch.pretrained import load_pretrained, model_name
+from hf_vit_scratch.conversion.pretrained import load_pretrained, model_name
+from hf_vit_scratch.evaluation.prediction import load_model
+from hf_vit_scratch.settings.flags import parse_arguments
 from hf_vit_scratch.training import main
+from hf_vit_scratch.training.assembly import build_processor
 
 SIZES = dict(image_size=32, patch_size=8, num_channels=3, hidden_size=16, num_hidden_layers=2)
 SIZES |= dict(num_attention_heads=2, intermediate_size=32)
@@ -328,7 +328,7 @@ def test_a_resumed_run_ends_as_if_never_stopped_and_needs_the_base_no_more(sourc
 
 
 def test_grey_digits_train_a_model_for_colours(sources, tmp_path):
-    from conftest import competition_zip
+    from helpers import competition_zip
 
     competition_zip(tmp_path / "digits.zip", num_train=100, num_test=5)
     results = run(sources["timm"][0], str(tmp_path / "digits.zip"), tmp_path / "out", "--max_steps", "2")
@@ -343,11 +343,12 @@ def test_the_recipe_follows_the_task_and_the_model_wins_over_its_size(tmp_path):
     base = ["--model_name_or_path", "output/photos"]
     recipes = {"photos": "photos-finetune", "sample": "digits-finetune", "kaggle": "digits-finetune"}
     for source, recipe in recipes.items():
-        assert parse_arguments([*base, "--data", source])[0].recipe == recipe
-    run, *_, model, training = parse_arguments([*base, "--recipe", "photos-small", "--data", "photos"])
-    assert (run.size, run.model_name_or_path, model.image_size) == (None, "output/photos", [160])
-    assert training.learning_rate == 1e-3
-    run = parse_arguments(["--recipe", "photos-finetune"])[0]
+        assert parse_arguments([*base, "--data", source]).run.recipe == recipe
+    settings = parse_arguments([*base, "--recipe", "photos-small", "--data", "photos"])
+    run = settings.run
+    assert (run.size, run.model_name_or_path, settings.model.image_size) == (None, "output/photos", [160])
+    assert settings.training.learning_rate == 1e-3
+    run = parse_arguments(["--recipe", "photos-finetune"]).run
     assert (run.size, run.model_name_or_path) == (None, "google/vit-base-patch16-224")
 
 
@@ -468,7 +469,7 @@ def test_code_beside_the_weights_is_not_run(sources, tmp_path):
 FROM_THE_HUB = """
 import json, sys
 from huggingface_hub import HfApi
-from hf_vit_scratch.pretrained import load_pretrained
+from hf_vit_scratch.conversion.pretrained import load_pretrained
 from hf_vit_scratch.training import main
 for kind in ("transformers", "timm", "pickled"):
     HfApi().create_repo(f"alice/{kind}")

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification
-from hf_vit_scratch.optimizer import WithMuon
+from hf_vit_scratch.training.muon import WithMuon
 
 
 def make_model() -> ViTScratchForImageClassification:

@@ -1,0 +1,86 @@
+import json
+import shutil
+
+import pytest
+from helpers import TINY, same, weights
+from helpers import refused_by_train as error_of
+
+from hf_vit_scratch.training import main
+
+
+@pytest.mark.parametrize(
+    "more", [[], ["--muon_learning_rate", "1e-3"], ["--teacher_epochs", "2", "--num_teachers", "2"]]
+)
+def test_a_seed_repeats_a_run_and_a_resumed_run_ends_as_if_never_stopped(more, digits, tmp_path):
+    arguments = ["--data", digits, *TINY, "--num_train_epochs", "4", "--save_steps", "5", "--eval_strategy", "no"]
+    arguments += ["--hidden_dropout_prob", "0.1", "--drop_path_rate", "0.1", "--save_total_limit", "9"]
+    arguments += ["--augmentation", "digits", "--mild_fraction", "0.3", *more]
+    main([*arguments, "--output_dir", str(tmp_path / "whole")])
+    main([*arguments, "--output_dir", str(tmp_path / "other"), "--seed", "7"])
+    assert not same(weights(tmp_path / "whole"), weights(tmp_path / "other"))
+
+    main([*arguments, "--output_dir", str(tmp_path / "again")])
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "again"))
+    # As if killed while it wrote checkpoint 15: what came after 10 is gone or incomplete.
+    stopped = tmp_path / "again"
+    for path in [*stopped.glob("checkpoint-2*"), stopped / "checkpoint-15" / "trainer_state.json"]:
+        for file in path.iterdir() if path.is_dir() else [path]:
+            file.unlink()
+    (stopped / "model.safetensors").unlink()
+    main([*arguments, "--output_dir", str(stopped), "--resume_from_checkpoint", "true"])
+    assert same(weights(tmp_path / "whole"), weights(stopped))
+
+
+def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_path, capsys):
+    arguments = ["--data", digits, *TINY, "--output_dir", str(tmp_path / "out")]
+    main(arguments)
+    (tmp_path / "out" / "checkpoint-999").mkdir()
+    (tmp_path / "out" / "checkpoint-final").mkdir()
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert "holds a run already" in error_of(capsys, *arguments)
+    resume = ["--resume_from_checkpoint", "true"]
+    assert "hidden_size 16, this run 32" in error_of(capsys, *arguments, *resume, "--hidden_size", "32")
+    assert "split_seed 42, this run 1" in error_of(capsys, *arguments, *resume, "--split_seed", "1")
+    assert "fold None, this run 1" in error_of(capsys, *arguments, *resume, "--fold", "1")
+    muon = ["--muon_learning_rate", "1e-3"]
+    assert "muon_learning_rate None, this run 0.001" in error_of(capsys, *arguments, *resume, *muon)
+    settings = tmp_path / "out" / "training_args.json"
+    as_it_was = settings.read_text()
+    written = json.loads(as_it_was)
+    del written["data"]["fold"]  # as a version without this flag wrote it
+    settings.write_text(json.dumps(written))
+    assert "fold None, this run 1" in error_of(capsys, *arguments, *resume, "--fold", "1")
+    settings.write_text(as_it_was)
+    # Neither is a finished run by going on with a checkpoint of another, nor a folder that is no run.
+    (checkpoint, *_) = (tmp_path / "out").glob("checkpoint-1*")
+    shutil.copytree(checkpoint, tmp_path / "other" / checkpoint.name)
+    other = ["--resume_from_checkpoint", str(tmp_path / "other" / checkpoint.name)]
+    assert "holds a run already" in error_of(capsys, *arguments, *other)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "README.md").write_text("mine")
+    mine = ["--output_dir", str(tmp_path / "mine")]
+    assert "README.md that is not of a run" in error_of(capsys, *arguments, *mine, "--overwrite_output_dir")
+    # What is refused is refused before anything is removed.
+    wrong = ["--overwrite_output_dir", "--augmentation", "flip"]
+    assert "augmentation must be" in error_of(capsys, *arguments, *wrong)
+    assert before == {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    for more in ([], other):
+        main([*arguments, "--overwrite_output_dir", *more])
+        assert not (tmp_path / "out" / "checkpoint-999").exists()
+        (tmp_path / "out" / "checkpoint-999").mkdir()
+
+
+def test_a_run_that_is_written_over_leaves_nothing_that_the_new_one_is_taken_for(digits, tmp_path, monkeypatch):
+    arguments = ["--data", digits, *TINY, "--max_steps", "2", "--output_dir", str(tmp_path / "out")]
+    main([*arguments, "--fold", "3"])
+
+    def stop(*_, **__):
+        raise RuntimeError("the machine has failed")
+
+    monkeypatch.setattr("hf_vit_scratch.training.trainer.ViTScratchTrainer.train", stop)
+    with pytest.raises(RuntimeError, match="failed"):
+        main([*arguments, "--fold", "4", "--overwrite_output_dir"])
+    left = {path.name for path in (tmp_path / "out").iterdir()}
+    assert not left & {"config.json", "model.safetensors", "all_results.json", "README.md", "curves.png"}
+    assert not list((tmp_path / "out").glob("checkpoint-*"))
+    assert '"fold": 4' in (tmp_path / "out" / "training_args.json").read_text()
