@@ -1,8 +1,6 @@
 """The models that are released in model_cards/, as somebody meets them who has only their folder."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from huggingface_hub import ModelCard
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageFilter
+from processes import run_python
 
 from hf_vit_scratch.evaluation.prediction import load_model
 from hf_vit_scratch.hub.repository import files_to_push
@@ -50,15 +49,9 @@ def test_a_released_model_reads_digits_with_its_own_code_as_with_the_package(fol
     pictures = [tmp_path / f"{digit}.png" for digit in range(10)]
     for digit, picture in enumerate(pictures):
         printed_digit(digit).save(picture)
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_THE_PACKAGE, folder, *pictures],
-        cwd=tmp_path,
-        env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    answers = [line.split() for line in done.stdout.splitlines()]
+    environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    printed = run_python(WITHOUT_THE_PACKAGE, folder, *pictures, environment=environment, cwd=tmp_path)
+    answers = [line.split() for line in printed.splitlines()]
     model, processor = load_model(folder)
     with torch.inference_mode():
         pixels = processor([Image.open(picture) for picture in pictures], return_tensors="pt")

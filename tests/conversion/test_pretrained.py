@@ -5,7 +5,6 @@ Weights are random throughout, so that nothing that is dropped or swapped hides 
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import timm
 import torch
 from helpers import REPOSITORY, photo_folder
 from PIL import Image
+from processes import run_python
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
@@ -492,11 +492,9 @@ def test_a_repository_of_the_hub_is_fine_tuned_by_its_id(hub, sources, photos, t
     as_pickle(tmp_path / "folders" / "pickled")
     out = tmp_path / "out"
     flags = ["--data", photos, "--output_dir", str(out), *QUICK, "--max_steps", "2"]
-    command = [sys.executable, "-c", FROM_THE_HUB, str(tmp_path / "folders"), *flags]
     environment = hub.environment() | {"PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    printed = run_python(FROM_THE_HUB, tmp_path / "folders", *flags, environment=environment, cwd=tmp_path)
+    found = json.loads(printed.splitlines()[-1])
     assert found["names"] == ["alice/transformers", "alice/timm"]
     assert "cannot start from alice/pickled" in found["pickled"] and "pytorch_model.bin" in found["pickled"]
     assert "cannot start from alice/nowhere" in found["nowhere"] and "\n" not in found["nowhere"]

@@ -6,13 +6,13 @@ tensor that is swapped or dropped.
 
 import json
 import math
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import timm
 import torch
+from processes import run_python
 from transformers import ViTConfig, ViTForImageClassification, ViTForMaskedImageModeling, ViTModel
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchModel
@@ -188,9 +188,7 @@ numpy.save(sys.argv[1] + "/logits.npy", logits.numpy())
 assert not any(name.startswith(("hf_vit_scratch", "transformers_modules")) for name in sys.modules)
 print(*(model.config.id2label[index] for index in range(model.config.num_labels)))
 """
-    run = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.split() == list(LABELS["label2id"])
+    assert run_python(program, tmp_path, cwd=tmp_path).split() == list(LABELS["label2id"])
     with torch.no_grad():
         expected = ours(pixels).logits
     torch.testing.assert_close(torch.from_numpy(np.load(tmp_path / "logits.npy")), expected, **TOLERANCE)

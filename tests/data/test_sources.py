@@ -1,7 +1,6 @@
 import gzip
 import io
 import os
-import subprocess
 import sys
 import types
 import zipfile
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from processes import Python, run_python
 from sklearn.model_selection import StratifiedKFold
 
 from hf_vit_scratch.data import DataError, image_shape, load, pixel_array, row_numbers, source_name
@@ -159,14 +159,13 @@ print([split._fingerprint for split in splits.values()])
 
 def test_two_processes_at_once_get_the_same_and_a_later_one_reads_the_cache(tmp_path, cache):
     competition(tmp_path / "digits", rows=400)
-    command = [sys.executable, "-c", LOAD, tmp_path / "digits", cache]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [Python(LOAD, tmp_path / "digits", cache) for _ in range(2)]
     outputs = [process.communicate()[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert outputs[0] == outputs[1] and outputs[0].count("\n") == 3
     file = outputs[0].splitlines()[0]
     written = os.stat(file).st_mtime_ns
-    assert subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout == outputs[0]
+    assert run_python(LOAD, tmp_path / "digits", cache) == outputs[0]
     assert os.stat(file).st_mtime_ns == written
 
 

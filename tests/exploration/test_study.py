@@ -3,8 +3,6 @@
 import csv
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import yaml
 from helpers import competition_zip
 from helpers import refused_by_vit_scratch as refused
 from matplotlib.figure import Figure
+from processes import Python
 from tqdm.auto import tqdm
 
 from hf_vit_scratch import ViTScratchConfig, training
@@ -67,15 +66,14 @@ def rows(output: Path) -> list[dict]:
         return list(csv.DictReader(stream))
 
 
-def process(source: Path, kind: str, output: Path, *more: str, before: str = "", **others) -> subprocess.Popen:
+def process(source: Path, kind: str, output: Path, *more: str, before: str = "") -> Python:
     code = f"import sys; {before}\nfrom hf_vit_scratch.cli import main; main(sys.argv[1:])"
-    words = [sys.executable, "-c", code, *command(source, kind, output, *more)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **others)
+    return Python(code, *command(source, kind, output, *more))
 
 
-def wait_for(running: subprocess.Popen, file: Path) -> None:
+def wait_for(running: Python, file: Path) -> None:
     while not file.exists():
-        assert running.poll() is None, running.stderr.read()
+        assert running.poll() is None, running.output()
         time.sleep(0.05)
 
 

@@ -16,6 +16,7 @@ import torch
 from helpers import REPOSITORY, TINY, blocks
 from huggingface_hub import get_token
 from PIL import Image
+from processes import Python
 from safetensors.torch import load_file, save_file
 
 from hf_vit_scratch.hub.repository import files_to_push
@@ -35,25 +36,18 @@ def pushed(hub, repo: str = REPO, revision: str = "main") -> dict[str, bytes]:
     return {name: data for name, data in hub.files(repo, revision).items() if name != ".gitattributes"}
 
 
-def hear_ctrl_c():
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def start(environment: dict[str, str], code: str, *arguments, package: bool = True) -> subprocess.Popen:
+def start(environment: dict[str, str], code: str, *arguments, package: bool = True) -> Python:
     """A process with the package, or in which no installed one is found either."""
     code = code if package else f"import sys\nsys.modules['hf_vit_scratch'] = None\n{code}"
     environment = environment | {"PYTHONPATH": str(REPOSITORY) if package else "", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    # A shell starts what runs in the background, as these tests may, with Ctrl-C ignored, and children inherit it.
-    return subprocess.Popen(command, env=environment, preexec_fn=hear_ctrl_c, **pipes)
+    return Python(code, *arguments, environment=environment)
 
 
-def vit_scratch(environment: dict[str, str], *arguments) -> subprocess.Popen:
+def vit_scratch(environment: dict[str, str], *arguments) -> Python:
     return start(environment, "from hf_vit_scratch.cli import main; main()", *arguments)
 
 
-def finish(process: subprocess.Popen, code: int = 0) -> tuple[str, str]:
+def finish(process: Python, code: int = 0) -> tuple[str, str]:
     """Output, and the last line of the errors. No token is in either."""
     output, errors = process.communicate(timeout=90)
     assert process.returncode == code, errors

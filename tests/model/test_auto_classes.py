@@ -6,14 +6,13 @@ seconds, so that a process checks as much as it can.
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from processes import run_python as run_fresh
 from safetensors.torch import load_file
 
 import hf_vit_scratch
@@ -132,18 +131,10 @@ def run_python(script: str, folder: Path, *arguments, import_package: bool = Fal
     folder.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
     environment |= {"HF_HOME": str(folder / "home"), "HF_MODULES_CACHE": str(folder / "modules")}
-    environment |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment |= {"HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     if import_package:
         environment["PYTHONPATH"] = str(Path(hf_vit_scratch.__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        cwd=folder,
-        env=environment,
-        stdin=subprocess.DEVNULL,  # a question about remote code fails at once
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_fresh(script, *arguments, environment=environment, cwd=folder)
 
 
 def predict(folder: Path, pictures: Path) -> dict[str, torch.Tensor]:
