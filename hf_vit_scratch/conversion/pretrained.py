@@ -85,7 +85,7 @@ class Pretrained:
         the whole pre-trained prediction head and attach a zero-initialized D x K feedforward layer". Learned positions
         `(1, T, D)` are interpolated to the grid of `config` by their location in the image.
         """
-        encoder = getattr(self.model, "vit", self.model)
+        encoder = self.model.base_model
         state = {f"vit.{name}": tensor for name, tensor in encoder.state_dict().items()}
         with torch.no_grad():
             if config.position_embedding == "learned":

@@ -31,7 +31,7 @@ class ImageBatches(torch.utils.data.Dataset):
     ):
         self.images, self.processor, self.min_crop_area = split.select_columns("image"), processor, min_crop_area
         size = processor.crop_size if processor.do_center_crop else processor.size
-        self.height, self.width = size.height, size.width
+        self.height, self.width = size["height"], size["width"]
         self.labels = label_array(split)
         # A crop, at random or of the centre, has something to do even where the images have the size of its result.
         self.pixels = pixel_array(split) if min_crop_area is None and not processor.do_center_crop else None

@@ -30,7 +30,9 @@ def corrupt(images: torch.Tensor, kind: str, strength: float, generator: torch.G
     if kind == "blur":
         return _blur(images, strength)
     if kind == "shift":
-        shifted = torch.stack([shift(images, strength * rows, strength * columns) for rows, columns in SIDES])
+        if (pixels := int(strength)) != strength:
+            raise ValueError(f"shift: expected a whole number of pixels, got {strength}.")
+        shifted = torch.stack([shift(images, pixels * rows, pixels * columns) for rows, columns in SIDES])
         return shifted[torch.randint(4, (batch,), generator=generator), torch.arange(batch)]
     angle = (torch.randint(2, (batch,), generator=generator) * 2 - 1) * math.radians(strength)
     cos, sin, none = angle.cos(), angle.sin(), torch.zeros(batch)

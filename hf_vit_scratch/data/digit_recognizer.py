@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO
+from typing import IO, TYPE_CHECKING
 
 import datasets
 import numpy as np
@@ -170,7 +170,7 @@ def _name(path: str, member: str) -> str:
 
 
 @contextmanager
-def _open_csv(path: str, member: str) -> Iterator[BinaryIO]:
+def _open_csv(path: str, member: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
     try:
         with ExitStack() as stack:
             if os.path.isdir(path):

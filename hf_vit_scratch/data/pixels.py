@@ -55,9 +55,12 @@ def pixel_array(dataset: datasets.Dataset) -> np.ndarray | None:
 
 
 def label_array(dataset: datasets.Dataset) -> np.ndarray | None:
-    """The labels of a split, `(num_images,)`, or None where it has none: straight from Arrow, not value by value."""
-    if "label" not in dataset.column_names:
-        return None
+    """The labels of a split, `(num_images,)`, or None where it has none."""
+    return known_labels(dataset) if "label" in dataset.column_names else None
+
+
+def known_labels(dataset: datasets.Dataset) -> np.ndarray:
+    """The labels of a split that has them, `(num_images,)`: straight from Arrow, not value by value."""
     labels = dataset.data.column("label").to_numpy()
     return labels if dataset._indices is None else labels[dataset._indices.column(0).to_numpy()]
 

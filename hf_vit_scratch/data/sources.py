@@ -31,7 +31,7 @@ FILE_SUFFIXES = (".zip", ".csv", ".gz", ".parquet", ".arrow")
 
 
 def load(
-    source: str | os.PathLike = SAMPLE,
+    source: str | os.PathLike[str] = SAMPLE,
     *,
     image_column: str = "image",
     label_column: str = "label",
@@ -39,7 +39,7 @@ def load(
     seed: int = 42,
     fold: int | None = None,
     num_folds: int = 5,
-    cache_dir: str | os.PathLike | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
 ) -> datasets.DatasetDict:
     """Load images and labels.
 
@@ -80,7 +80,7 @@ def load(
     return datasets.DatasetDict({name: splits[name] for name in SPLIT_NAMES if name in splits})
 
 
-def source_name(source: str | os.PathLike) -> str:
+def source_name(source: str | os.PathLike[str]) -> str:
     """What a model was trained on: `"sample"`, `"digit-recognizer"`, a Hub id, or the last part of a local path.
 
     It ends up in public model cards, so it never holds a full path.

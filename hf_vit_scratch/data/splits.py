@@ -5,7 +5,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold, train_test_split
 
 from .errors import DataError
-from .pixels import label_array
+from .pixels import known_labels
 
 Parts = tuple[datasets.Dataset, datasets.Dataset]
 
@@ -36,7 +36,7 @@ def hold_out_fold(train: datasets.Dataset, fold: int, num_folds: int, seed: int)
 
     Raises: DataError for a fold that does not exist, or where a class has fewer images than there are folds.
     """
-    names, labels = train.features["label"].names, label_array(train)
+    names, labels = train.features["label"].names, known_labels(train)
     if num_folds < 2 or not 1 <= fold <= num_folds:
         raise DataError(f"fold is one of 1 to num_folds, which is at least 2; got fold {fold} of {num_folds}.")
     counts = np.bincount(labels, minlength=len(names))
@@ -55,7 +55,7 @@ def three_parts(splits: datasets.DatasetDict, seed: int) -> datasets.DatasetDict
     """
     if "validation" not in splits:
         raise ValueError("validation_size must be above 0: sizes are compared on rows held out from training.")
-    kept, confirming = stratified_rows(label_array(splits["train"]), len(splits["validation"]), seed)
+    kept, confirming = stratified_rows(known_labels(splits["train"]), len(splits["validation"]), seed)
     return datasets.DatasetDict(
         train=splits["train"].select(kept, keep_in_memory=True),
         validation=splits["validation"],

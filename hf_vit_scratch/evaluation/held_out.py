@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..data.corruption import SIDES, STRENGTHS, corrupt, shift
 from ..data.digit_recognizer import COMPETITION, SAMPLE
-from ..data.pixels import label_array, pixel_array, row_numbers
+from ..data.pixels import known_labels, pixel_array, row_numbers
 from ..data.sources import source_name
 from ..device import best_device, describe
 from ..hub.card import write_card
@@ -110,7 +110,7 @@ def evaluate(models: list[str], source: str, output_dir: str, against: list[str]
         ours, theirs = ([_ask(run, source, progress) for run in runs] for runs in groups)
     pairs = _pair(ours, theirs)
     names = _recipe_names(*(runs[0] for runs in groups if runs))
-    evaluation = {
+    evaluation: dict = {
         "command": shlex.join(
             ["vit-scratch", "evaluate", "--model", *_last_parts(models)]
             + (["--against", *_last_parts(against)] if against else [])
@@ -220,7 +220,7 @@ def _ask(run: Run, source: str, progress: tqdm) -> Answers:
         run,
         row_numbers(split),
         pixel_array(split),
-        label_array(split),
+        known_labels(split),
         as_they_are,
         np.mean([softmax(view, axis=1) for view in views], axis=0),
         {

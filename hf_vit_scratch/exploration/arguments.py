@@ -97,7 +97,8 @@ def parse_exploration(argv: list[str]) -> tuple[ExploreArguments, dict, Settings
     parts = (getattr(settings, field.name) for field in dataclasses.fields(settings))
     values = {name: value for part in parts for name, value in vars(part).items()}
     recipe = {name: values[name] for name in ("size", "num_train_epochs", "learning_rate")}
-    for name in [*read_recipe(settings.run.recipe), *flags]:
+    # parse_arguments has chosen a recipe where none was given.
+    for name in [*read_recipe(settings.run.recipe), *flags]:  # pyrefly: ignore[bad-argument-type]
         if name in _OF_A_RECIPE:
             recipe[name] = getattr(values[name], "value", values[name])  # a choice of transformers is an Enum
     return explore, recipe, settings

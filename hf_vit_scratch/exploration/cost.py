@@ -108,7 +108,7 @@ def activation_bytes(config: ViTScratchConfig, batch_size: int) -> int:
     computed for it. In bf16 it is about half.
     """
     kept: dict[int, int] = {}
-    config = ViTScratchConfig.from_dict(config.to_dict())
+    config = copy.deepcopy(config)
     config._attn_implementation = "eager"
     with torch.device("meta"):
         model = ViTScratchForImageClassification(config).train()

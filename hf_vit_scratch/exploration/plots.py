@@ -4,6 +4,7 @@ import os
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
@@ -29,7 +30,7 @@ def plot_sizes(setups: pd.DataFrame, file: str | os.PathLike) -> None:
     colours = LogNorm(widths[0], widths[-1])
     for panel, (name, label) in zip(panels, costs.items(), strict=True):
         sizes = 12 * chosen.num_hidden_layers.astype(float)
-        points = panel.scatter(chosen[name], 100 * chosen.error_rate, sizes, chosen.hidden_size, norm=colours)
+        panel.scatter(chosen[name], 100 * chosen.error_rate, sizes, chosen.hidden_size, norm=colours)
         front = pareto_front(chosen, name)
         panel.plot(front[name], 100 * front.error_rate, color="0.5", linewidth=1, zorder=0, label="Pareto front")
         if len(confirmed):
@@ -40,7 +41,7 @@ def plot_sizes(setups: pd.DataFrame, file: str | os.PathLike) -> None:
         _scale(panel, setups.error_rate)
     panels[0].set_ylabel("wrong (%)")
     panels[0].legend(fontsize=8)
-    bar = figure.colorbar(points, ax=panels[-1], label="width; the larger a point, the deeper")
+    bar = figure.colorbar(ScalarMappable(colours), ax=panels[-1], label="width; the larger a point, the deeper")
     bar.set_ticks(widths, labels=[f"{width:g}" for width in widths], minor=False)
     bar.minorticks_off()
     figure.savefig(file, dpi=120)

@@ -147,7 +147,7 @@ class _Study:
         at_work = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
         if any(trial.state == TrialState.WAITING for trial in at_work):
             return True
-        if self.plan is None:
+        if isinstance(missing, int):
             return missing > len(at_work)
         taken = {_key(trial.user_attrs["spec"]) for trial in at_work if "spec" in trial.user_attrs}
         free = next((spec for spec in missing if spec.key not in taken), None)

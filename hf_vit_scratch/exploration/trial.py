@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PrinterCallback, TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
-from ..data.pixels import label_array
+from ..data.pixels import known_labels
 from ..data.sources import source_name
 from ..data.splits import stratified_rows, three_parts
 from ..device import PeakMemory, can_compile, describe, fastest_attention, set_up_cpu
@@ -194,7 +194,7 @@ class TrialRunner:
         with trainer.average.in_place():
             classifier = Classifier(trainer.model.eval(), self.processor)
             logits = predict_logits(classifier, held_out, show_progress=False)
-        measured = evaluate_logits(logits, label_array(held_out).tolist())
+        measured = evaluate_logits(logits, known_labels(held_out).tolist())
         return {
             **price,
             "train_images": len(splits["train"]),
@@ -237,7 +237,7 @@ class TrialRunner:
         train = self.splits["train"]
         if spec.fraction == 1:
             return train
-        labels = label_array(train)
+        labels = known_labels(train)
         kept, _ = stratified_rows(labels, len(labels) - round(spec.fraction * len(labels)), spec.seed)
         return train.select(kept, keep_in_memory=True)
 

@@ -22,7 +22,7 @@ from ..settings.flags import complete_settings
 
 # A wheel carries the template inside of the package; a clone has it in model_cards/.
 _TEMPLATES = (
-    resources.files(__package__) / "model_card_template.md",
+    resources.files("hf_vit_scratch.hub") / "model_card_template.md",
     Path(__file__).parents[2] / "model_cards" / "template.md",
 )
 _MEASURED = ("num_images", "errors", "accuracy", "macro_f1", "negative_log_likelihood", "calibration_error")

@@ -153,10 +153,12 @@ class Repository:
 
     def _patiently(self, call: Callable[[], _T]) -> _T:
         """Try again what the client does not: all but its uploads, where the Hub is busy or a connection was cut."""
-        for wait in (*_WAITS, None):
+        waits = iter(_WAITS)
+        while True:
             try:
                 return call()
             except HTTPError as error:
+                wait = next(waits, None)
                 response = getattr(error, "response", None)  # None: there was no answer
                 status, headers = (None, {}) if response is None else (response.status_code, response.headers)
                 if wait and headers.get("Retry-After", "").isdecimal():
@@ -168,7 +170,7 @@ class Repository:
                 print(f"The Hub: {status or error}. Trying again in {wait} s.", file=sys.stderr, flush=True)
                 time.sleep(wait)
 
-    def _reason(self, error: Exception) -> str:
+    def _reason(self, error: BaseException) -> str:
         error = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # of an upload
         if not isinstance(error, HfHubHTTPError):
             return " ".join(str(error).split()) or type(error).__name__

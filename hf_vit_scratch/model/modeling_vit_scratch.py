@@ -62,7 +62,7 @@ class ViTScratchEmbeddings(nn.Module):
             positions = sincos2d_positions(*config.grid_size, config.hidden_size)
             self.register_buffer("position_embeddings", self.with_class_position(positions), persistent=False)
         else:
-            self.position_embeddings = None
+            self.register_parameter("position_embeddings", None)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def with_class_position(self, patch_positions: torch.Tensor) -> torch.Tensor:
@@ -236,7 +236,7 @@ class ViTScratchPreTrainedModel(PreTrainedModel):
             if self.config.position_embedding == "learned":
                 init.trunc_normal_(module.position_embeddings, std=std or 0.02)
             elif self.config.position_embedding == "sincos2d":
-                positions = sincos2d_positions(*self.config.grid_size, self.config.hidden_size)
+                positions = sincos2d_positions(*self.config.grid_size, hidden_size=self.config.hidden_size)
                 init.copy_(module.position_embeddings, module.with_class_position(positions))
 
     def save_pretrained(self, save_directory, *args, **kwargs):

@@ -8,7 +8,7 @@ import yaml
 
 from ..data.digit_recognizer import KAGGLE, SAMPLE, is_competition
 
-RECIPES = resources.files(__package__) / "recipes"
+RECIPES = resources.files("hf_vit_scratch.settings") / "recipes"
 
 
 def read_recipe(recipe: str) -> dict:

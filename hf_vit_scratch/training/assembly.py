@@ -35,7 +35,7 @@ def build_config(
         fields["image_size"] = shape[0] if shape[0] == shape[1] else list(shape[:2])
     fields.setdefault("num_channels", 3 if shape is None else shape[2])
     return ViTScratchConfig.from_size(
-        settings.run.size,
+        settings.run.size,  # pyrefly: ignore[bad-argument-type]  # only a pre-trained model has none
         **fields,
         id2label=dict(enumerate(names)),
         label2id={name: index for index, name in enumerate(names)},

@@ -36,11 +36,15 @@ def settings_record(settings: Settings) -> dict:
         flags |= {name: Path(flags[name]).name} if flags.get(name) else {}
     run = settings.run
     return {
-        "run": {**vars(run), "recipe": Path(run.recipe).stem, "model_name_or_path": _base_model(run)},
+        "run": {**vars(run), "recipe": _recipe_name(run), "model_name_or_path": _base_model(run)},
         "data": {**vars(settings.data), "data": source_name(settings.data.data)},
         "augmentation": vars(settings.augmentation),
         "training": flags,
     }
+
+
+def _recipe_name(run: RunArguments) -> str | None:
+    return Path(run.recipe).stem if run.recipe else None
 
 
 def _base_model(run: RunArguments) -> str | None:
@@ -52,7 +56,7 @@ def known_facts(settings: Settings, trainer: ViTScratchTrainer, train_images: in
     run = settings.run
     return {
         "data": source_name(settings.data.data),
-        "recipe": Path(run.recipe).stem,
+        "recipe": _recipe_name(run),
         **({"base_model": _base_model(run)} if run.model_name_or_path else {}),
         "parameters": trainer.model.num_parameters(),
         "train_images": train_images,

@@ -83,7 +83,7 @@ def get_teacher(
         members.append(_train(member, number, processor, train, settings))
         if state.is_main_process:
             _write(members, file)
-    measured = {"teacher_parameters": _num_parameters(members[0])}
+    measured: dict[str, float] = {"teacher_parameters": _num_parameters(members[0])}
     if not resume_from:
         measured["teacher_runtime"] = time.perf_counter() - start
     teacher = Teacher(members).to(training.device)

@@ -101,7 +101,7 @@ class ViTScratchTrainer(Trainer):
                 return super().save_model(output_dir, _internal_call)
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            self.average.save(output_dir)
+            self.average.save(output_dir or self.args.output_dir)
 
     def _save(self, output_dir=None, state_dict=None):
         # The Trainer's own also pickles the arguments, with a token for the Hub in clear.

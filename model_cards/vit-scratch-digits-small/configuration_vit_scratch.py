@@ -130,7 +130,8 @@ class ViTScratchConfig(PretrainedConfig):
     @property
     def image_height_width(self) -> tuple[int, int]:
         """`image_size` as (height, width), in pixels."""
-        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else tuple(self.image_size)
+        height, width = [self.image_size] * 2 if isinstance(self.image_size, int) else self.image_size
+        return height, width
 
     @property
     def grid_size(self) -> tuple[int, int]:
