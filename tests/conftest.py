@@ -68,3 +68,8 @@ def hub(tmp_path):
     with Hub(tmp_path / "hub") as server:
         yield server
     assert not server.errors, server.errors
+
+
+def pytest_collection_modifyitems(items):
+    """The two longest tests first, so that no pytest process is left alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.name not in ("test_pages.py", "test_benchmarks.py"))

@@ -10,6 +10,7 @@ import io
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -77,6 +78,7 @@ def _run(code: str, arguments: list[str], environment: dict[str, str], cwd: str,
     sys.stdout.reconfigure(write_through=True)
     sys.stderr.reconfigure(write_through=True)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    multiprocessing.set_start_method(None, force=True)  # the workers of a DataLoader start as they always do
     sys.argv = ["-c", *arguments]
     sys.path[:0] = ["", *filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))]
     namespace = {"__name__": "__main__", "__builtins__": __builtins__}
@@ -89,3 +91,18 @@ def run_python(code: str, *arguments, **options) -> str:
     output, errors = process.communicate()
     assert process.returncode == 0, f"{output}\n{errors}"
     return output
+
+
+def run_ranks(code: str, number: int, *arguments, **options) -> None:
+    """Run `code` in this many processes of one launch, as torchrun starts them; all have to end well."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = {"WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = []
+    for rank in range(number):
+        own = {name: str(value) for name, value in {**launch, "RANK": rank, "LOCAL_RANK": rank}.items()}
+        ranks.append(Python(code, *arguments, environment=os.environ | own, **options))
+    for rank in ranks:
+        output, errors = rank.communicate()
+        assert rank.returncode == 0, f"{output}\n{errors}"

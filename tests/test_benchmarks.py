@@ -3,19 +3,17 @@
 import json
 import math
 import os
-import subprocess
-import sys
 
 from helpers import REPOSITORY, competition_zip
 from PIL import Image
+from processes import run_python
 
 
 def run(script: str, *flags: str) -> str:
-    command = [sys.executable, str(REPOSITORY / "tests/benchmarks" / script), *flags]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    folder = REPOSITORY / "tests/benchmarks"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, folder)))}
+    code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+    return run_python(code, folder / script, *flags, environment=environment)
 
 
 def test_one_command_measures_all_of_it(tmp_path):

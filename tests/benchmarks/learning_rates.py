@@ -10,18 +10,19 @@ augmentation and on the fewest with and without it, and measured on the rows for
 import sys
 
 from hf_vit_scratch.exploration.arguments import parse_exploration
-from hf_vit_scratch.exploration.trial import Explorer, Spec
+from hf_vit_scratch.exploration.spec import Spec
+from hf_vit_scratch.exploration.trial import TrialRunner
 
 
 def main(argv: list[str]) -> None:
-    explorer = Explorer(*parse_exploration(argv))
-    tried, fewest = explorer.bounds["learning_rate"], min(explorer.bounds["fraction"])
+    runner = TrialRunner(*parse_exploration(argv))
+    tried, fewest = runner.bounds["learning_rate"], min(runner.bounds["fraction"])
     print("| images | augmented | trained | learning rate | wrong | negative log-likelihood |")
     print("| --- | --- | --- | --- | --- | --- |")
     for fraction, augmented in ((1.0, False), (fewest, False), (fewest, True)):
-        for family, fields in explorer.families.items():
+        for family, fields in runner.families.items():
             for rate in tried:
-                found = explorer.train(Spec(family, fields, rate, fraction=fraction, augmented=augmented))
+                found = runner.train(Spec(family, fields, rate, fraction=fraction, augmented=augmented))
                 print(
                     f"| {found['train_images']:,} | {augmented} | {family} | {rate:g} "
                     f"| {found['errors']} of {found['num_images']:,} | {found['negative_log_likelihood']:.4f} |",

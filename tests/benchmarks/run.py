@@ -41,7 +41,7 @@ from steps import (
 from hf_vit_scratch import ViTScratchConfig, data
 from hf_vit_scratch.conversion.export import export_model
 from hf_vit_scratch.device import best_device, describe, set_up_cpu
-from hf_vit_scratch.evaluation.prediction import load_model, predict_logits
+from hf_vit_scratch.evaluation.prediction import Classifier, load_model, predict_logits
 from hf_vit_scratch.training.assembly import build_processor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +84,7 @@ def fastest(measured: dict[str, list[float]], names: list[str]) -> str:
 def training(config, size: int, repeats: int, runs: int, device, every_setting: bool) -> list[Row]:
     """Images per second of a training step: as it comes, at its best, and as a share of the machine's peak."""
     images, labels = batch(config, size, device)
-    house = house_setting(config, device)
+    house = house_setting(config, device, compiled=every_setting)
     contenders = {f"ours, {house}": training_step(build("ours", config, house, device), house, images, labels)}
     as_they_come, at_their_best = [], []
     for name in PEERS:
@@ -131,7 +131,7 @@ def inference(split, config, runs: int, device) -> Row:
             for start in range(0, len(split), 500):
                 peer(images[: min(500, len(split) - start)])
 
-    contenders = {"ours": lambda: predict_logits(model, build_processor(config), split)}
+    contenders = {"ours": lambda: predict_logits(Classifier(model, build_processor(config)), split)}
     for name in PEERS:
         peer = build(name, config, settings_of(name, device)[0], device).eval()
         contenders[name] = lambda peer=peer: forward(peer)

@@ -1,11 +1,8 @@
 import json
-import os
-import subprocess
-import sys
 
-from helpers import REPOSITORY, TINY
+from helpers import TINY
+from processes import run_ranks
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 RECORDING = """
 import json, os, sys
 import torch.distributed
@@ -36,13 +33,9 @@ with open(f"{sys.argv[1]}-{os.environ.get('RANK', 0)}.json", "w") as file:
 
 
 def test_two_processes_see_every_image_once_and_write_once(digits, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(RECORDING)
     arguments = ["--data", digits, *TINY, "--num_train_epochs", "1", "--per_device_train_batch_size", "15"]
     arguments += ["--output_dir", str(tmp_path / "out"), "--eval_strategy", "epoch", "--ddp_backend", "gloo"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    command = [*TORCHRUN, str(script), str(tmp_path / "seen"), *arguments]
-    subprocess.run(command, check=True, env=environment, capture_output=True, cwd=tmp_path)
+    run_ranks(RECORDING, 2, tmp_path / "seen", *arguments, cwd=tmp_path)
     ranks = [json.loads((tmp_path / f"seen-{rank}.json").read_text()) for rank in (0, 1)]
     assert [rank["world"] for rank in ranks] == [2, 2]
     rows = [row for rank in ranks for batch in rank["train"] for row in batch]
