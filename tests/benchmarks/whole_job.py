@@ -51,32 +51,25 @@ def bare_loop(trainer, warmup: int, steps: int) -> float:
 
 
 def run_ours(recipe: str, warmup: int, steps: int, folder: str) -> list[float]:
-    from hf_vit_scratch import building, training
+    from hf_vit_scratch.settings.flags import parse_arguments
+    from hf_vit_scratch.training import assembly, train
 
     timer, bare = Timer(warmup), []
 
-    class TimedTrainer(building.ViTScratchTrainer):
+    class TimedTrainer(assembly.ViTScratchTrainer):
         def train(self, *args, **kwargs):
             self.add_callback(timer)
             result = super().train(*args, **kwargs)
             bare.append(bare_loop(self, warmup, steps))
             return result
 
-    building.ViTScratchTrainer = TimedTrainer
+    assembly.ViTScratchTrainer = TimedTrainer
     # 4,480 rows are 35 whole batches of 128: one shape to compile.
     flags = ["--validation_size", "0.104", "--max_steps", str(warmup + steps), "--eval_strategy", "no"]
     # A ratio of so short a run would log at every step.
-    flags += [
-        "--logging_steps",
-        "10",
-        "--save_strategy",
-        "no",
-        "--disable_tqdm",
-        "true",
-        "--output_dir",
-        f"{folder}/out",
-    ]
-    training.train(*training.parse_arguments(["--recipe", recipe, *flags]))
+    flags += ["--logging_steps", "10", "--save_strategy", "no", "--disable_tqdm", "true"]
+    flags += ["--output_dir", f"{folder}/out"]
+    train(parse_arguments(["--recipe", recipe, *flags]))
     return [timer.rate, *bare]
 
 
