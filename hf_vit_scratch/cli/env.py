@@ -48,11 +48,10 @@ def _version(package: str) -> str:
 
 def _install() -> str:
     """Version, and whether it is a wheel or a clone."""
-    from .. import __version__
-
     try:
-        origin = metadata.distribution("hf-vit-scratch").read_text("direct_url.json")
+        package = metadata.distribution("hf-vit-scratch")
     except metadata.PackageNotFoundError:
-        return f"{__version__}, from a folder, not installed"
-    editable = origin is not None and json.loads(origin).get("dir_info", {}).get("editable", False)
-    return f"{__version__}, installed {'from a clone, editable' if editable else 'as a wheel'}"
+        return "not installed, run from a folder"
+    origin = json.loads(package.read_text("direct_url.json") or "{}")
+    editable = origin.get("dir_info", {}).get("editable", False)
+    return f"{package.version}, installed {'from a clone, editable' if editable else 'as a wheel'}"

@@ -6,6 +6,7 @@ seconds, so that a process checks as much as it can.
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -234,3 +235,42 @@ def test_with_any_class_of_the_package_imported_no_code_of_the_checkpoint_is_nee
     statements += [f"from hf_vit_scratch.model.{module} import {name}" for name, module in classes.items()]
     run_python(WITH_A_CLASS_OF_THE_PACKAGE, tmp_path, checkpoints / "grey", *statements, import_package=True)
     assert not list((tmp_path / "modules").glob("**/*vit_scratch*"))
+
+
+# How the files registered themselves while they were modules of the package's top folder, as pushed checkpoints do.
+BEFORE_THE_ROOMS = {
+    "configuration_vit_scratch.py": """
+from importlib import import_module
+if __name__ == "hf_vit_scratch.configuration_vit_scratch":
+    import_module("hf_vit_scratch.modeling_vit_scratch")
+""",
+    "image_processing_vit_scratch.py": """
+from importlib import import_module
+if __name__ == "hf_vit_scratch.image_processing_vit_scratch":
+    import_module("hf_vit_scratch.modeling_vit_scratch")
+""",
+    "modeling_vit_scratch.py": """
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+if __name__ == "hf_vit_scratch.modeling_vit_scratch":
+    AutoConfig.register(ViTScratchConfig.model_type, ViTScratchConfig, exist_ok=True)
+    AutoModel.register(ViTScratchConfig, ViTScratchModel, exist_ok=True)
+    AutoModelForImageClassification.register(ViTScratchConfig, ViTScratchForImageClassification, exist_ok=True)
+    processors = {"pil": ViTScratchImageProcessor}
+    AutoImageProcessor.register(ViTScratchConfig, image_processor_classes=processors, exist_ok=True)
+""",
+}
+
+
+def test_a_checkpoint_of_the_time_before_the_rooms_loads_with_the_package_and_without(
+    checkpoints, second_process, tmp_path
+):
+    old = shutil.copytree(checkpoints, tmp_path / "old")
+    for folder in (old / name for name in FIELDS):
+        for file, registration in BEFORE_THE_ROOMS.items():
+            (folder / file).write_text((folder / file).read_text() + registration)
+    run_python(WITHOUT_THE_PACKAGE, tmp_path / "new", old, tmp_path / "new")
+    expected, found = (load_file(folder / "results.safetensors") for folder in (second_process, tmp_path / "new"))
+    torch.testing.assert_close(found, expected)
+    statement = "from hf_vit_scratch import ViTScratchModel"
+    run_python(WITH_A_CLASS_OF_THE_PACKAGE, tmp_path / "with", old / "grey", statement, import_package=True)
+    assert not list((tmp_path / "with" / "modules").glob("**/*vit_scratch*"))
