@@ -8,12 +8,13 @@ from helpers import REPOSITORY, competition_zip
 from PIL import Image
 from processes import run_python
 
+BENCHMARKS = REPOSITORY / "tests" / "benchmarks"
+
 
 def run(script: str, *flags: str) -> str:
-    folder = REPOSITORY / "tests/benchmarks"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, folder)))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (REPOSITORY, BENCHMARKS)))}
     code = "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
-    return run_python(code, folder / script, *flags, environment=environment)
+    return run_python(code, BENCHMARKS / script, *flags, environment=environment)
 
 
 def test_one_command_measures_all_of_it(tmp_path):
@@ -52,3 +53,9 @@ def test_learning_rates_are_compared_for_each_family_and_part(tmp_path):
     parts = [("| 120", "False"), ("| 60", "False"), ("| 60", "True")]
     families = ("plain ViT", "ViT with convolutional stem", "CNN")
     assert rows == [[*part, family, "0.01"] for part in parts for family in families]
+
+
+def test_the_picture_of_the_readme_is_drawn(tmp_path):
+    run("picture.py", "--output_file", str(tmp_path / "picture.png"))
+    with Image.open(tmp_path / "picture.png") as drawn, Image.open(BENCHMARKS / "what_it_does.png") as shown:
+        assert drawn.size == shown.size

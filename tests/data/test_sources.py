@@ -585,7 +585,7 @@ def test_folds_are_scikit_learns_and_each_row_is_held_out_once(tmp_path, cache):
         assert splits["validation"]["label"][:] == labels[expected[fold - 1]].tolist()
     for fold, num_folds in ((0, 5), (6, 5), (1, 1)):
         assert f"got fold {fold} of {num_folds}" in failure(tmp_path / "digits", cache, fold=fold, num_folds=num_folds)
-    assert "30 folds need as many" in failure(tmp_path / "digits", cache, fold=1, num_folds=30)
+    assert "30 folds need at least 30 images per class" in failure(tmp_path / "digits", cache, fold=1, num_folds=30)
 
 
 def test_a_class_too_small_to_split(tmp_path, cache):
