@@ -1,4 +1,4 @@
-"""Images and labels from wherever they are, as a `datasets.DatasetDict`, and as batches of tensors."""
+"""Images and labels from files or the Hub, as a `datasets.DatasetDict` and as batches of tensors."""
 
 from .errors import DataError
 from .pixels import image_shape, label_array, pixel_array, row_numbers

@@ -1,7 +1,7 @@
 """Augmentation: random changes of training images that keep their class.
 
-Images of one size are changed a whole batch at a time, on the training device. Photographs of all sizes have to be
-cropped one by one before they can be a batch; the rest is done on the batch.
+Whole batches of images are augmented on the training device. Only the random crop of photographs, which differ in
+size, is done image by image on the CPU, before a batch is formed.
 """
 
 import math
@@ -12,25 +12,26 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-# Along each side of the coarse grid that the elastic displacement is drawn on.
+# Points along each side of the coarse grid on which the elastic displacement is drawn.
 ELASTIC_POINTS = 5
 
 
 class DigitAugmentation(nn.Module):
-    """Rotate, scale, shear, shift and bend each image of a batch by random amounts, in one bilinear gather.
+    """Rotate, scale, shear, shift and elastically deform each image of a batch at random, in one resampling.
 
-    Digits are never flipped. Affine amounts are drawn uniformly from minus to plus the argument; the elastic
-    displacement (Simard et al. 2003) is normal noise on a coarse grid, interpolated smoothly. What comes in from
-    outside of the image is black (0).
+    Images are never flipped. Affine amounts are drawn uniformly from minus to plus the argument. The elastic
+    displacement (Simard et al. 2003) is normal noise on a coarse grid, interpolated smoothly. Resampling is bilinear,
+    and pixels from outside of the image are black (0).
 
     Args:
         rotation_degrees (`float`): largest rotation, in degrees.
-        scale_range (`float`): 0.1 draws factors from 0.9 to 1.1, for height and width by themselves.
+        scale_range (`float`): largest change of scale; 0.1 draws factors from 0.9 to 1.1, for height and width
+            independently.
         shear_degrees (`float`): largest shear, in degrees.
         shift_pixels (`float`): largest shift along each axis, in pixels.
         elastic_pixels (`float`): standard deviation of the elastic displacement along each axis, in pixels.
 
-    `strength`, an attribute, is a factor of all amounts, 1 at first.
+    The attribute `strength`, initially 1, multiplies all amounts.
     """
 
     def __init__(
@@ -51,15 +52,15 @@ class DigitAugmentation(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, num_channels, height, width)` with values from 0, as floats, to the same shape and range."""
+        """Augment float images `(batch_size, num_channels, height, width)`, 0 is black; same shape and range."""
         batch, _, height, width = images.shape
         device = images.device
         uniform = (torch.rand(6, batch, device=device) * 2 - 1) * self.strength
         angle, shear = uniform[0] * self.rotation, uniform[1] * self.shear
         scale_x, scale_y = 1 + uniform[2] * self.scale, 1 + uniform[3] * self.scale
-        # From a point of the output to the point of the input that it shows: rotation @ shear @ scale, and a shift.
-        # grid_sample's coordinates run from -1 to 1 along each side: a pixel is 2 / side, and the turn of an image
-        # that is not square has to allow for it.
+        # Maps each output point to the input point that is sampled there: rotation @ shear @ scale, plus a shift.
+        # Coordinates of grid_sample run from -1 to 1 along each side. So a pixel is 2 / side, and the factors
+        # height / width and width / height keep the rotation of an image that is not square free of distortion.
         cos, sin = angle.cos(), angle.sin()
         shift_x, shift_y = uniform[4] * self.shift_pixels * 2 / width, uniform[5] * self.shift_pixels * 2 / height
         x_of = (cos * scale_x, (cos * shear - sin) * scale_y * height / width, shift_x)
@@ -75,8 +76,8 @@ class DigitAugmentation(nn.Module):
 
 @lru_cache(maxsize=8)
 def _fields(height: int, width: int, points: int, device: torch.device) -> torch.Tensor:
-    """What every displacement is a sum of, (3 + points**2, height * width): x, y, 1, and a bump for each point."""
-    y, x = ((torch.arange(side) * 2 + 1) / side - 1 for side in (height, width))  # the pixels' centres
+    """Basis of all displacement fields, (3 + points**2, height * width): x, y, 1, and a bump for each grid point."""
+    y, x = ((torch.arange(side) * 2 + 1) / side - 1 for side in (height, width))  # centres of the pixels
     y, x = torch.meshgrid(y, x, indexing="ij")
     fields = torch.stack((x, y, torch.ones_like(x)))
     if points:
@@ -87,11 +88,11 @@ def _fields(height: int, width: int, points: int, device: torch.device) -> torch
 
 
 class RandomFlip(nn.Module):
-    """Mirror each image of a batch left to right with a probability of one half."""
+    """Flip each image of a batch horizontally with probability 0.5."""
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """`(batch_size, num_channels, height, width)` to the same shape."""
+        """Flip images `(batch_size, num_channels, height, width)`; same shape."""
         flipped = torch.rand(images.shape[0], 1, 1, 1, device=images.device) < 0.5
         return torch.where(flipped, images.flip(-1), images)
 
@@ -99,9 +100,11 @@ class RandomFlip(nn.Module):
 def random_resized_crop(
     image: Image.Image, size: tuple[int, int], min_area: float, generator: torch.Generator | None = None
 ) -> Image.Image:
-    """A random part of a photograph, `min_area` to 1 of its area and 3:4 to 4:3 in shape, as `size` (height, width).
+    """Crop a random part of a photograph and resize it to `size` (height, width), in pixels.
 
-    As in "Going Deeper with Convolutions" (arXiv 1409.4842); torch's random numbers, so that a seed repeats it.
+    The crop has `min_area` to 1 of the area of the image and an aspect ratio from 3:4 to 4:3, as in "Going Deeper with
+    Convolutions" (arXiv 1409.4842). Random numbers are drawn with torch, from `generator` or its global generator, so
+    that a seed reproduces the crop.
     """
     width, height = image.size
     for _ in range(10):
@@ -112,7 +115,7 @@ def random_resized_crop(
         if 0 < crop_width <= width and 0 < crop_height <= height:
             left, top = int(x * (width - crop_width + 1)), int(y * (height - crop_height + 1))
             break
-    else:  # a very long or very high picture: its middle
+    else:  # no crop fits into a very wide or very high image: take its centre
         crop_width, crop_height = min(width, height * 4 // 3), min(height, width * 4 // 3)
         left, top = (width - crop_width) // 2, (height - crop_height) // 2
     box = (left, top, left + max(1, crop_width), top + max(1, crop_height))

@@ -1,4 +1,4 @@
-"""From a split of a data set to batches of tensors."""
+"""Batches of tensors from a split of a data set."""
 
 from collections.abc import Callable
 
@@ -14,16 +14,16 @@ from .pixels import label_array, pixel_array
 
 
 class ImageBatches(torch.utils.data.Dataset):
-    """A split whose items are asked for a batch at a time, as uint8 images and labels.
+    """A split that returns whole batches of uint8 images and labels.
 
-    Where all images have the model's size and channels, a batch is taken from one array in memory. Otherwise each
-    image is decoded and brought to size by the processor, or cropped at random for training.
+    If all images have the size and the channels of the model, a batch is indexed from one array in memory. Otherwise
+    each image is decoded and then resized by the processor, or cropped at random for training.
 
     Args:
-        split (`datasets.Dataset`): with a column `image` and, where there are labels, `label`.
-        processor (`ViTScratchImageProcessor`): says size, crop and channels.
-        min_crop_area (`float`, *optional*): train on random parts of the images, of at least this fraction of the
-            area, instead of the processor's resize and crop.
+        split (`datasets.Dataset`): has a column `image` and optionally a column `label`.
+        processor (`ViTScratchImageProcessor`): determines size, crop and channels.
+        min_crop_area (`float`, *optional*): use random crops of at least this fraction of the image area, instead of
+            the resize and crop of the processor.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class ImageBatches(torch.utils.data.Dataset):
         size = processor.crop_size if processor.do_center_crop else processor.size
         self.height, self.width = size["height"], size["width"]
         self.labels = label_array(split)
-        # A crop, at random or of the centre, has something to do even where the images have the size of its result.
+        # A crop changes images even if they already have the size of the model.
         self.pixels = pixel_array(split) if min_crop_area is None and not processor.do_center_crop else None
         if self.pixels is not None and self.pixels.shape[1:] != (self.height, self.width, processor.num_channels):
             self.pixels = None
@@ -42,7 +42,10 @@ class ImageBatches(torch.utils.data.Dataset):
         return len(self.images)
 
     def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        """`pixel_values` `(batch_size, num_channels, height, width)` as uint8, and `labels` `(batch_size,)`."""
+        """`pixel_values` `(batch_size, num_channels, height, width)`, uint8, and, if known, `labels` `(batch_size,)`.
+
+        Raises: DataError for an image that cannot be decoded.
+        """
         if self.pixels is not None:
             images = torch.from_numpy(self.pixels[indices]).permute(0, 3, 1, 2)
         else:
@@ -55,7 +58,7 @@ class ImageBatches(torch.utils.data.Dataset):
     def _decode(self, index: int) -> torch.Tensor:
         try:
             image = self.images[index]["image"]
-        except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        except Exception as error:  # Pillow raises many types of exceptions for a damaged file
             raise DataError(f"image {index} of the split cannot be decoded: {error}") from error
         if self.min_crop_area is not None:
             image = convert_image(image, self.processor.num_channels)
@@ -67,12 +70,12 @@ class ImageBatches(torch.utils.data.Dataset):
 
 
 def keep_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The collate function for [`ImageBatches`], whose items are batches already."""
+    """Collate function for [`ImageBatches`], which returns batches already."""
     return batch
 
 
 class PixelValues(nn.Module):
-    """What the processor does after its resize and crop, for a batch of uint8 images on any device."""
+    """Scale a batch of uint8 images to [0, 1], augment it, and normalize it as the processor does, on any device."""
 
     def __init__(
         self,
@@ -85,7 +88,7 @@ class PixelValues(nn.Module):
         self.register_buffer("std", torch.tensor(processor.image_std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor, augment: bool = False) -> torch.Tensor:
-        """`(batch_size, num_channels, height, width)`, uint8, to floats as the model takes them."""
+        """uint8 images `(batch_size, num_channels, height, width)` as normalized floats of the same shape."""
         pixel_values = images.float() / 255
         if augment and self.augmentation is not None:
             pixel_values = self.augmentation(pixel_values)

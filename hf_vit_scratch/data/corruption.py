@@ -1,28 +1,32 @@
-"""Fixed amounts of what goes wrong with pictures of digits, to ask how far a model can be trusted beyond its data."""
+"""Image corruptions of fixed strength, with which the robustness of a model is measured."""
 
 import math
 
 import torch
 from torch.nn import functional as F
 
-# Three strengths of each kind, and what they are measured in.
+# Three strengths of each kind of corruption, and their units.
 STRENGTHS = {"rotation": (10, 20, 30), "shift": (2, 4, 6), "noise": (0.1, 0.2, 0.4), "blur": (0.5, 1.0, 1.5)}
 UNITS = {"rotation": "degrees", "shift": "pixels", "noise": "of black to white", "blur": "pixels"}
-SIDES = ((0, 1), (0, -1), (1, 0), (-1, 0))  # one pixel to the right, left, down and up, as (rows, columns)
+SIDES = ((0, 1), (0, -1), (1, 0), (-1, 0))  # shifts by one pixel right, left, down and up, as (rows, columns)
 
 
 def corrupt(images: torch.Tensor, kind: str, strength: float, generator: torch.Generator) -> torch.Tensor:
-    """Change each image by the same amount, in a direction of its own.
+    """Corrupt each image with the same strength; the direction is drawn for each image.
 
     Args:
         images: `(batch_size, num_channels, height, width)`, floats from 0 to 1, on the CPU.
-        kind: a key of `STRENGTHS`: `rotation` by plus or minus `strength` degrees; `shift` by `strength` whole pixels
-            to one of the four sides; Gaussian `noise` of this standard deviation, clipped to 0 to 1; Gaussian `blur`
-            of this standard deviation in pixels.
-        generator: draws directions and noise.
+        kind: a key of `STRENGTHS`. `rotation`: by plus or minus `strength` degrees. `shift`: by `strength` whole
+            pixels to the right, left, down or up. `noise`: Gaussian, with standard deviation `strength`, clipped to
+            [0, 1]. `blur`: Gaussian, with standard deviation `strength` in pixels.
+        strength: see `kind`.
+        generator: draws the directions and the noise.
 
     Returns:
-        the same shape and range; what comes in from outside is black (0).
+        Images of the same shape and range. Pixels from outside of the image are black (0).
+
+    Raises:
+        ValueError: the strength of a shift is not a whole number.
     """
     batch, _, height, width = images.shape
     if kind == "noise":
@@ -36,14 +40,14 @@ def corrupt(images: torch.Tensor, kind: str, strength: float, generator: torch.G
         return shifted[torch.randint(4, (batch,), generator=generator), torch.arange(batch)]
     angle = (torch.randint(2, (batch,), generator=generator) * 2 - 1) * math.radians(strength)
     cos, sin, none = angle.cos(), angle.sin(), torch.zeros(batch)
-    # affine_grid's coordinates run from -1 to 1 along each side, whatever its length.
+    # Coordinates of affine_grid run from -1 to 1 along each side, independent of its length in pixels.
     theta = torch.stack((cos, -sin * height / width, none, sin * width / height, cos, none), dim=1).view(batch, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def shift(images: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Move images `(batch_size, num_channels, height, width)` down and to the right by whole pixels, black behind."""
+    """Shift images `(batch_size, num_channels, height, width)` down and right by whole pixels, and fill with black."""
     return F.pad(images, (columns, -columns, rows, -rows))
 
 

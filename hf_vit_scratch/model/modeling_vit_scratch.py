@@ -1,8 +1,8 @@
 """The Vision Transformer of "An Image is Worth 16x16 Words" (Dosovitskiy et al., arXiv 2010.11929), by hand.
 
-Reads from top to bottom as the forward pass does: patch embedding and positions (equation 1), blocks of multi-head
-self-attention (equation 2, appendix A) and MLP (equation 3), final norm and pooling (equation 4), head. Shapes in the
-comments: B images, C channels, N patches, T tokens (N, and one more with a class token), D hidden_size.
+The file follows the forward pass from top to bottom: patch and position embeddings (equation 1), blocks of multi-head
+self-attention (equation 2, appendix A) and MLP (equation 3), final norm and pooling (equation 4), head. Symbols in the
+shapes: B images, C channels, N patches, T tokens (N + 1 with a class token, N without), D hidden_size.
 """
 
 import math
@@ -25,11 +25,12 @@ from .image_processing_vit_scratch import ViTScratchImageProcessor
 
 
 class ViTScratchConvStem(nn.Sequential):
-    """The hybrid of section 3.1: a CNN whose feature map is the input sequence, one position for each patch.
+    """The hybrid of section 3.1: a CNN whose feature map is the input sequence, one position per patch.
 
-    3x3 convolutions of stride 2 halve the image `log2(patch_size)` times while the channels double up to `stem_width`
-    and end at `hidden_size`; before each stand `stem_depth - 1` of stride 1. All have GroupNorm, as in the paper's
-    ResNets, and the activation. Then comes E of equation 1. `(B, C, height, width)` -> `(B, D, rows, columns)`.
+    `log2(patch_size)` convolutions of 3x3 and stride 2 halve the image. Their channels double up to `stem_width`; the
+    last has `hidden_size`. `stem_depth - 1` convolutions of 3x3 and stride 1 precede each. GroupNorm, as in the
+    paper's ResNets, and the activation follow every 3x3 convolution. The final 1x1 convolution is E of equation 1.
+    `(B, C, height, width)` -> `(B, D, rows, columns)`.
     """
 
     def __init__(self, config: ViTScratchConfig):
@@ -66,11 +67,11 @@ class ViTScratchEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def with_class_position(self, patch_positions: torch.Tensor) -> torch.Tensor:
-        """(1, N, D) -> (1, T, D): fixed positions leave the class token, where there is one, as it is."""
+        """(1, N, D) -> (1, T, D): zeros are the fixed position of the class token, if there is one."""
         return patch_positions if self.cls_token is None else nn.functional.pad(patch_positions, (0, 0, 1, 0))
 
     def interpolate_pos_encoding(self, rows: int, columns: int) -> torch.Tensor:
-        """Positions for another grid of patches, (1, T, D): section 3.2, 2D interpolation by their location."""
+        """Position embeddings (1, T, D) for another grid of patches; learned ones are interpolated (section 3.2)."""
         if (rows, columns) == self.config.grid_size:
             return self.position_embeddings
         if self.config.position_embedding == "sincos2d":
@@ -101,13 +102,13 @@ class ViTScratchEmbeddings(nn.Module):
         if self.cls_token is not None:
             tokens = torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)  # (B, T, D)
         if self.position_embeddings is not None:
-            # A model loaded in half precision keeps its buffers, and so the fixed positions, in float32.
+            # A model that is loaded in half precision keeps its buffers in float32, and fixed positions are a buffer.
             tokens = tokens + self.interpolate_pos_encoding(rows, columns).to(pixel_values.dtype)
         return self.dropout(tokens)
 
 
 def sincos2d_positions(rows: int, columns: int, hidden_size: int) -> torch.Tensor:
-    """Fixed 2-D positions, (1, rows * columns, hidden_size): sines and cosines of the column, then of the row."""
+    """Fixed 2D positions (1, rows * columns, hidden_size): sine and cosine of the column, then of the row."""
     frequencies = 10000 ** -(torch.arange(hidden_size // 4, dtype=torch.float64) / (hidden_size // 4))
     row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     angles = [position.flatten()[:, None] * frequencies for position in (column, row)]
@@ -123,7 +124,7 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class ViTScratchAttention(nn.Module):
-    """Multi-head self-attention, appendix A. `(B, T, D)` -> `(B, T, D)` and the weights `(B, heads, T, T)`."""
+    """Multi-head self-attention, appendix A. `(B, T, D)` -> `(B, T, D)`, and eager weights `(B, heads, T, T)`."""
 
     def __init__(self, config: ViTScratchConfig):
         super().__init__()
@@ -139,8 +140,8 @@ class ViTScratchAttention(nn.Module):
         # Equation 6, all heads at once: (B, T, 3D) -> (B, T, 3, heads, head_dim) -> 3 x (B, heads, T, head_dim)
         qkv = self.qkv(hidden_states).unflatten(-1, (3, -1, self.head_dim))
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        query = query[:, :, :num_outputs]  # the first num_outputs tokens ask (None: all); all are asked
-        # Only the eager path has weights to show, so it is the one that runs where they are asked for.
+        query = query[:, :, :num_outputs]  # only the first num_outputs tokens; None: all
+        # Only eager attention returns its weights, so output_attentions selects it.
         implementation = self.config._attn_implementation
         if kwargs.get("output_attentions", self.config.output_attentions):
             implementation = "eager"
@@ -151,7 +152,7 @@ class ViTScratchAttention(nn.Module):
 
 
 class ViTScratchMLP(nn.Module):
-    """Two dense layers with the activation between them, section 3.1. `(B, T, D)` -> `(B, T, D)`."""
+    """Two dense layers with an activation between them (section 3.1). `(B, T, D)` -> `(B, T, D)`."""
 
     def __init__(self, config: ViTScratchConfig):
         super().__init__()
@@ -165,7 +166,7 @@ class ViTScratchMLP(nn.Module):
 
 
 class ViTScratchDropPath(nn.Module):
-    """Stochastic depth: drops a whole residual branch, for each image of a batch by itself, while training."""
+    """Stochastic depth (arXiv 1603.09382): drops the residual branch of random images of a batch, in training only."""
 
     def __init__(self, rate: float):
         super().__init__()
@@ -179,7 +180,7 @@ class ViTScratchDropPath(nn.Module):
 
 
 class ViTScratchLayer(GradientCheckpointingLayer):
-    """A pre-norm block: equation 2, then equation 3. `(B, T, D)` -> `(B, T, D)`, or `(B, num_outputs, D)`."""
+    """A pre-norm block, equations 2 and 3. `(B, T, D)` -> `(B, T, D)`, or its first tokens `(B, num_outputs, D)`."""
 
     def __init__(self, config: ViTScratchConfig, drop_path_rate: float):
         super().__init__()
@@ -197,7 +198,7 @@ class ViTScratchLayer(GradientCheckpointingLayer):
 
 
 class ViTScratchPreTrainedModel(PreTrainedModel):
-    """What the models share: how transformers initializes, loads, saves and runs them."""
+    """Base class of the models: initialization, saving, and the features of transformers that they support."""
 
     config_class = ViTScratchConfig
     base_model_prefix = "vit"
@@ -214,16 +215,16 @@ class ViTScratchPreTrainedModel(PreTrainedModel):
     _input_embed_layer = "patch_embeddings"
 
     def __init__(self, config: ViTScratchConfig, *args, **kwargs):
-        config.validate()  # a field may have been set after the config was made
+        config.validate()  # a field may have been changed after the config was created
         super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module):
         std = self.config.initializer_range
         if std == 0 and isinstance(module, (nn.Linear, nn.Conv2d)):
-            # As the paper's code: Glorot's bound, for a convolution with a patch as its input and a token as output.
+            # Glorot's uniform bound, as in the paper's code. The patch convolution maps a whole patch to a token.
             fan_out, fan_in = module.weight.flatten(1).shape
-            fan_out //= getattr(module, "num_matrices", 1)  # query, key and value are three in one
+            fan_out //= getattr(module, "num_matrices", 1)  # qkv stacks three matrices
             bound = math.sqrt(6 / (fan_in + fan_out))
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
@@ -240,7 +241,7 @@ class ViTScratchPreTrainedModel(PreTrainedModel):
                 init.copy_(module.position_embeddings, module.with_class_position(positions))
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers; the code goes along, for every Auto class and not just that of the model saved."""
+        """As in transformers, and save the code for all Auto classes, so that a checkpoint needs no package."""
         classes = {
             "AutoConfig": ViTScratchConfig,
             "AutoModel": ViTScratchModel,
@@ -254,7 +255,7 @@ class ViTScratchPreTrainedModel(PreTrainedModel):
 
 
 class ViTScratchModel(ViTScratchPreTrainedModel):
-    """The encoder: pixels to tokens to y, equations 1 to 4, without a head."""
+    """The encoder without a head: from the pixels to y, equations 1 to 4."""
 
     def __init__(self, config: ViTScratchConfig):
         super().__init__(config)
@@ -275,20 +276,20 @@ class ViTScratchModel(ViTScratchPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """
         Args:
-            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): from the processor.
-            interpolate_pos_encoding (`bool`, defaults to `False`): take images of another size than
-                `config.image_size`, with the position embeddings interpolated (section 3.2).
-            only_pooler_output (`bool`, defaults to `False`): where y is the class token, spare the last block the
-                other tokens, which nothing reads then: `last_hidden_state` is `(batch_size, 1, D)`.
-            output_attentions, output_hidden_states (`bool`, default to the config's): add `attentions`, for each
-                layer `(batch_size, num_heads, T, T)`, and `hidden_states`, z_0 to z_L, each `(batch_size, T, D)`.
+            pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): normalized images.
+            interpolate_pos_encoding (`bool`, defaults to `False`): accept images of another size than
+                `config.image_size`, and interpolate the position embeddings (section 3.2).
+            only_pooler_output (`bool`, defaults to `False`): if y is the class token, compute no other token in the
+                last block, which is faster. `last_hidden_state` is then `(batch_size, 1, D)`.
+            output_attentions, output_hidden_states (`bool`, default to the config's): also return `attentions`, one
+                `(batch_size, num_heads, T, T)` per layer, and `hidden_states`, z_0 to z_L, each `(batch_size, T, D)`.
 
         Returns:
-            `last_hidden_state`, the normed tokens `(batch_size, T, D)`, and `pooler_output`, y of equation 4: the
-            normed class token, or the mean of the normed patches, `(batch_size, D)`.
+            `last_hidden_state`: the tokens after the final norm, `(batch_size, T, D)`. `pooler_output`: y of equation
+            4, `(batch_size, D)`, which is the class token or the mean of the patch tokens, after the final norm.
 
         Raises:
-            ValueError: where the images have another size or number of channels than the config says.
+            ValueError: size or number of channels of the images differ from the config's.
         """
         hidden_states = self.embeddings(pixel_values.to(self.dtype), interpolate_pos_encoding)
         for layer in self.layers[:-1]:
@@ -300,7 +301,7 @@ class ViTScratchModel(ViTScratchPreTrainedModel):
 
 
 class ViTScratchForImageClassification(ViTScratchPreTrainedModel):
-    """The encoder with a linear head on y, as the paper fine-tunes (section 3.2)."""
+    """The encoder with a linear classification head on y, as in the paper's fine-tuning (section 3.2)."""
 
     def __init__(self, config: ViTScratchConfig):
         super().__init__(config)
@@ -318,11 +319,11 @@ class ViTScratchForImageClassification(ViTScratchPreTrainedModel):
     ) -> ImageClassifierOutput:
         """
         Args:
-            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): classes; the output then has a `loss`,
-                the cross-entropy. Other arguments as for [`ViTScratchModel`].
+            labels (`torch.LongTensor` of shape `(batch_size,)`, *optional*): class indices. With them, the output
+                has a `loss`, the cross-entropy. The other arguments are those of [`ViTScratchModel`].
 
         Returns:
-            `logits` of shape `(batch_size, num_labels)`, and `loss`, `hidden_states`, `attentions` where asked for.
+            `logits` `(batch_size, num_labels)`; `loss` with labels; `hidden_states` and `attentions` if requested.
         """
         shown = any(kwargs.get(f"output_{n}", getattr(self.config, f"output_{n}")) for n in self._can_record_outputs)
         outputs = self.vit(pixel_values, interpolate_pos_encoding, only_pooler_output=not shown, **kwargs)

@@ -1,1 +1,1 @@
-"""What a run is told: flags, recipes, and the checks that they have to pass."""
+"""The settings of a run: flags, recipes, and checks of their values."""

@@ -1,4 +1,4 @@
-"""The checks of settings that argparse cannot make."""
+"""Checks of settings that argparse cannot make: ranges, and combinations of flags."""
 
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy
@@ -7,7 +7,11 @@ from .flags import RunArguments, Settings
 
 
 def check_settings(settings: Settings) -> None:
-    """Raises: ValueError for what would select a model by its score, would round its weights, or is out of range."""
+    """Check the settings of a run.
+
+    Raises: ValueError, in one line, if a value is out of range, flags contradict each other, or a flag would select
+        the weights by their validation score, round them for the evaluation, or upload optimizer states.
+    """
     _check_trainer(settings.training)
     _check_run(settings.run)
 
@@ -15,17 +19,20 @@ def check_settings(settings: Settings) -> None:
 def _check_trainer(training: TrainingArguments) -> None:
     if training.load_best_model_at_end:
         raise ValueError(
-            "load_best_model_at_end picks an epoch by its validation score: the last weights are kept here."
+            "load_best_model_at_end would select the weights by their validation score. Leave it out: a run always "
+            "keeps the weights of the last step."
         )
     if training.save_strategy == SaveStrategy.BEST:
-        raise ValueError("save_strategy best picks an epoch by its validation score: use steps or epoch.")
+        raise ValueError("save_strategy best would select the weights by their validation score: use steps or epoch.")
     if training.push_to_hub and training.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
         value = training.hub_strategy.value
         raise ValueError(f"hub_strategy {value} uploads optimizer states: use end or every_save.")
     if training.push_to_hub and not training.hub_model_id:
         raise ValueError("push_to_hub needs --hub_model_id USER/NAME.")
     if training.bf16_full_eval or training.fp16_full_eval:
-        raise ValueError("bf16_full_eval and fp16_full_eval would round the weights: evaluation is in full precision.")
+        raise ValueError(
+            "bf16_full_eval and fp16_full_eval would round the weights. Leave them out: evaluation runs in fp32."
+        )
 
 
 def _check_run(run: RunArguments) -> None:

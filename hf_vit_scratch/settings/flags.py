@@ -1,4 +1,4 @@
-"""The flags of `train.py`, and the `Settings` that they become: house defaults, a recipe and the command line."""
+"""The flags of `train.py`, and the `Settings` parsed from defaults, a recipe and the command line."""
 
 import copy
 import dataclasses
@@ -17,7 +17,7 @@ from ..device import best_device, computes_bf16
 from ..model.configuration_vit_scratch import SIZES, ViTScratchConfig
 from .recipe import as_flags, check_keys, default_recipe, read_recipe
 
-# What every run has unless its recipe or a flag says otherwise: a Trainer without uploads, pickled or unused extras.
+# Defaults of this package for flags of the Trainer. A recipe or the command line overrides them.
 _HOUSE_DEFAULTS = {
     "report_to": "none",
     "eval_strategy": "steps",
@@ -32,7 +32,7 @@ _HOUSE_DEFAULTS = {
     "per_device_eval_batch_size": 500,
     "hub_strategy": "end",
 }
-# The Trainer's flags that belong to a recipe. The others say where, how fast and how closely watched a run is.
+# The Trainer's flags that are part of a recipe, because they change the weights. The others set paths, speed and logging.
 TRAINING_OF_A_RECIPE = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("weight_decay", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "label_smoothing_factor", "optim"),
@@ -41,23 +41,24 @@ TRAINING_OF_A_RECIPE = (
 
 
 def flag(default, text: str):
-    """The field of a dataclass that becomes a flag with this default and this help."""
+    """A field of a dataclass for a flag with this default and this help text."""
     return dataclasses.field(default=default, metadata={"help": text})
 
 
 @dataclasses.dataclass
 class DataArguments:
-    """Which images, and how they are split."""
+    """Flags for the data and how they are split."""
 
     data: str = flag(
         SAMPLE,
-        "sample (real digits that come with the install), the competition's zip or a folder with its CSVs, kaggle, an "
-        "image folder, a Parquet or Arrow dataset on disk, or the id of a dataset on the Hub.",
+        "sample (5,000 real digits, installed with the package), kaggle (downloads the competition), the competition's "
+        "zip or a folder with its CSVs, an image folder, a Parquet or Arrow dataset on disk, or the id of a dataset on "
+        "the Hub.",
     )
     image_column: str = flag("image", "Name of the column with the images.")
     label_column: str = flag("label", "Name of the column with the labels.")
     validation_size: float = flag(
-        0.1, "Fraction of the training rows to hold out for validation, where the data has no validation split."
+        0.1, "Fraction of the training rows to hold out for validation, if the data has no validation split."
     )
     split_seed: int = flag(42, "Seed that decides which rows are held out.")
     fold: int | None = flag(
@@ -65,25 +66,25 @@ class DataArguments:
         "Hold out this fold, counted from 1, of num_folds stratified folds of the training rows, instead of a "
         "fraction.",
     )
-    num_folds: int = flag(5, "Number of folds, for --fold.")
+    num_folds: int = flag(5, "With --fold: number of folds.")
     crop_fraction: float | None = flag(
         None,
-        "Evaluate on the centre crop that is this fraction of the shorter side (0.875 for photographs). "
-        "Unset: the whole image is resized to image_size.",
+        "Side of the centre crop for evaluation, as a fraction of the shorter side of the image (0.875 for "
+        "photographs). Unset: the crop of the pre-trained model, or for a new model the whole image.",
     )
 
     def load_splits(self) -> datasets.DatasetDict:
-        """The data, read and split as [`load`] does it."""
+        """Load and split the data with [`load`]."""
         names = ("image_column", "label_column", "validation_size", "fold", "num_folds")
         return load(self.data, seed=self.split_seed, **{name: getattr(self, name) for name in names})
 
 
 @dataclasses.dataclass
 class AugmentationArguments:
-    """What happens to training images, in whole batches on the training device."""
+    """Flags for the augmentation of training images."""
 
     augmentation: str = flag(
-        "none", "none, digits (affine and elastic changes, never flipped) or photos (random crops and flips)."
+        "none", "none, digits (affine and elastic transforms, no flips) or photos (random crops and flips)."
     )
     rotation_degrees: float = flag(15.0, "digits: largest rotation, in degrees.")
     scale_range: float = flag(0.15, "digits: largest change of scale; 0.15 scales by 0.85 to 1.15.")
@@ -91,36 +92,40 @@ class AugmentationArguments:
     shift_pixels: float = flag(2.0, "digits: largest shift along each axis, in pixels.")
     elastic_pixels: float = flag(0.8, "digits: standard deviation of the elastic displacement, in pixels.")
     mild_fraction: float = flag(
-        0.0, "digits: in this last fraction of the steps, all amounts are multiplied by mild_strength."
+        0.0, "digits: fraction of the training steps, at the end, in which mild_strength multiplies all amounts."
     )
     mild_strength: float = flag(0.3, "digits: factor of all amounts in the last mild_fraction of the steps.")
-    min_crop_area: float = flag(0.35, "photos: smallest crop, as a fraction of the area of the picture.")
+    min_crop_area: float = flag(0.35, "photos: smallest crop, as a fraction of the image area.")
 
 
 @dataclasses.dataclass
 class RunArguments:
-    """What the Trainer has no flag for."""
+    """Flags of a run that the Trainer does not have."""
 
     recipe: str | None = flag(
         None,
         "Name of a recipe of the package, or path of a YAML file whose keys are the names of these flags. A flag on "
-        "the command line wins over the recipe. Default: sample for the sample and digits-tiny for other data; for "
-        "fine-tuning, digits-finetune for the sample and the competition and photos-finetune for other data.",
+        "the command line overrides the recipe. Default: sample for the sample, digits-tiny for other data. With "
+        "model_name_or_path: digits-finetune for the sample and the competition, photos-finetune for other data.",
     )
     size: str | None = flag(
         None,
-        f"A named size: {', '.join(SIZES)}. Flags of the model replace its fields. Default: digits-tiny.",
+        f"Named size of a new model: {', '.join(SIZES)}. Flags such as --hidden_size override its fields. Default: "
+        "digits-tiny.",
     )
     model_name_or_path: str | None = flag(
         None,
-        "Fine-tune this model instead of training one from scratch: a folder, or the id of a repository on the Hub, "
-        "with a model of this package, of transformers' ViT or of timm. Its size is then the model's.",
+        "Fine-tune this model instead of training a new one: a folder, or the id of a repository on the Hub, with a "
+        "model of this package, a ViT of transformers or a ViT of timm. It determines the size, so leave out --size.",
     )
     attn_implementation: str | None = flag(
-        None, "eager, sdpa, flex_attention or another attention of transformers. Default: the fastest on this device."
+        None,
+        "Attention implementation: eager, sdpa, flex_attention or another one of transformers. Default: the fastest "
+        "on this device.",
     )
     ema_decay: float = flag(
-        0.999, "Decay of the moving average of the weights, which is evaluated and saved. 0: no average."
+        0.999,
+        "Decay of the exponential moving average of the weights. The average is evaluated and saved. 0: no average.",
     )
     muon_learning_rate: float | None = flag(
         None,
@@ -138,42 +143,43 @@ class RunArguments:
     teacher_temperature: float = flag(
         2.0, "With teacher_epochs: temperature that softens the predictions of teacher and student."
     )
-    overwrite_output_dir: bool = flag(False, "Replace the run that is in output_dir.")
+    overwrite_output_dir: bool = flag(False, "Delete the run in output_dir and start a new one there.")
 
 
 @dataclasses.dataclass
 class _EarlyArguments:
-    """Flags of the Trainer on which defaults depend."""
+    """Flags of the Trainer that defaults of other flags depend on."""
 
     use_cpu: bool = parse_flag_from_env("ACCELERATE_USE_CPU")
     fp16: bool = False
 
 
 def _scalar(annotation):
-    """The type of a flag for a field of the config: `int | list[int]` takes one or two integers."""
+    """The type of the flag for a field of the config: for `int | list[int]`, one or two integers."""
     options = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
     lists = [option for option in options if get_args(option)]
     return (lists or [option for option in options if option is not type(None)])[0]
 
 
-# Every field of the config is a flag of its name. None means that it was not given: the size or the data decides it.
+# Each field of the config is a flag of the same name. None: not given, so that the size or the data determine it.
 ModelArguments = dataclasses.make_dataclass(
     "ModelArguments",
     [
         (
             name,
             _scalar(annotation) | None,
-            flag(None, f"Field of the config ({annotation}). Default: the value of --size."),
+            flag(None, f"Field of the config ({annotation}). Default: its value in --size."),
         )
         for name, annotation in ViTScratchConfig.__annotations__.items()
         if name != "training_data"
     ],
 )
+_DESCRIPTION = "Train a Vision Transformer from scratch, or fine-tune a pre-trained one."
 KINDS = (RunArguments, DataArguments, AugmentationArguments, ModelArguments, TrainingArguments)
 
 
 def given_fields(model: Any) -> dict:
-    """The fields of the config that a [`ModelArguments`] has a value for; one side of a square image is an integer."""
+    """The fields of the config that were given as flags. A single `--image_size` becomes an integer."""
     fields = {name: value for name, value in vars(model).items() if value is not None}
     if isinstance(fields.get("image_size"), list) and len(fields["image_size"]) == 1:
         (fields["image_size"],) = fields["image_size"]
@@ -182,7 +188,7 @@ def given_fields(model: Any) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a run is told, by kind of flag. `model` is a [`ModelArguments`]."""
+    """The settings of a run, by group of flags. `model` is a [`ModelArguments`]."""
 
     run: RunArguments
     data: DataArguments
@@ -191,23 +197,23 @@ class Settings:
     training: TrainingArguments
 
     def with_run(self, **changes) -> "Settings":
-        """These settings with other values for some arguments of the run."""
+        """A copy with other values for some arguments of the run."""
         return dataclasses.replace(self, run=dataclasses.replace(self.run, **changes))
 
     def with_augmentation(self, **changes) -> "Settings":
-        """These settings with other values for some arguments of the augmentation."""
+        """A copy with other values for some arguments of the augmentation."""
         return dataclasses.replace(self, augmentation=dataclasses.replace(self.augmentation, **changes))
 
     def with_training(self, **changes) -> "Settings":
-        """These settings with other values for some arguments of the Trainer."""
-        training = copy.copy(self.training)  # `dataclasses.replace` would derive the output folder and more anew
+        """A copy with other values for some arguments of the Trainer."""
+        training = copy.copy(self.training)  # `dataclasses.replace` would repeat __post_init__
         for name, value in changes.items():
             setattr(training, name, value)
         return dataclasses.replace(self, training=training)
 
 
 class Parser(HfArgumentParser):
-    """A parser whose errors are ValueErrors: argparse would print the usage of two hundred flags before each."""
+    """A parser that raises ValueError; argparse itself would print the usage of two hundred flags and exit."""
 
     def error(self, message: str):
         raise ValueError(message)
@@ -219,18 +225,18 @@ def flag_names() -> set[str]:
 
 
 def parse_arguments(argv: list[str]) -> Settings:
-    """Flags to settings: house defaults, then the recipe, then the command line; the later one wins.
+    """Parse flags to settings. The command line overrides the recipe, and the recipe overrides the defaults.
 
-    Raises: ValueError for a recipe that cannot be read, for keys and flags that are unknown or have values of the
-        wrong type, and where a new model and a pre-trained one are both asked for.
+    Raises: ValueError if the recipe cannot be read, a key or flag is unknown or has a value of the wrong type, or both
+        size and model_name_or_path are given.
     """
-    parser = Parser(KINDS, prog="train.py", allow_abbrev=False, description="Train a Vision Transformer from scratch.")
+    parser = Parser(KINDS, prog="train.py", allow_abbrev=False, description=_DESCRIPTION)
     early = Parser((RunArguments, DataArguments, _EarlyArguments), add_help=False, allow_abbrev=False)
     known, _ = early.parse_known_args(argv)
     recipe = known.recipe or default_recipe(known.data, known.model_name_or_path)
     values = read_recipe(recipe)
     if known.model_name_or_path and known.size is None:
-        values.pop("size", None)  # the flag that names a pre-trained model wins over the size of a new one
+        values.pop("size", None)  # --model_name_or_path overrides the size of a recipe
     check_keys(recipe, values, {action.dest for action in parser._actions})
     device = torch.device("cpu") if known.use_cpu else best_device()
     house = {
@@ -245,8 +251,8 @@ def parse_arguments(argv: list[str]) -> Settings:
     run.recipe = recipe
     if run.size and run.model_name_or_path:
         raise ValueError(
-            f"size {run.size} is for a new model, and {run.model_name_or_path} has its own: give size or "
-            "model_name_or_path, not both."
+            f"size {run.size} is for a new model, and {run.model_name_or_path} has its own size: give either size or "
+            "model_name_or_path."
         )
     if not run.model_name_or_path:
         run.size = run.size or "digits-tiny"
@@ -254,7 +260,7 @@ def parse_arguments(argv: list[str]) -> Settings:
 
 
 def complete_settings(settings: dict) -> dict:
-    """The content of training_args.json, with the defaults of flags that did not exist when it was written."""
+    """The content of training_args.json, plus defaults for flags that did not exist when it was written."""
     kinds = {"run": RunArguments, "data": DataArguments, "augmentation": AugmentationArguments}
     defaults = {
         part: {field.name: field.default for field in dataclasses.fields(kind)} for part, kind in kinds.items()

@@ -5,8 +5,8 @@ from difflib import get_close_matches
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 
-# Every named size, columns as in the paper's table 1, then the patch size, which is the number after the slash. "Ti"
-# and "S" are DeiT's (arXiv 2012.12877, table 1). The digits sizes are for 28x28 grey images.
+# The named sizes. The columns are those of the paper's table 1, and the patch size, which is the number after the
+# slash. "Ti" and "S" are from DeiT (arXiv 2012.12877, table 1). The digits sizes are for 28x28 grey images.
 _FIELDS = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "patch_size")
 _TABLE = {
     "Ti/16": (12, 192, 768, 3, 16),
@@ -29,44 +29,45 @@ _CHOICES = {
     "pooling": ("cls", "mean"),
     "stem": ("patch", "conv"),
 }
-# What transformers takes beside the fields.
+# Arguments that transformers accepts in addition to the fields.
 _COMMON_ARGUMENTS = {"num_labels", "output_attentions", "attn_implementation", "torch_dtype", "name_or_path"}
 
 
 class ViTScratchConfig(PretrainedConfig):
-    """Size and shape of a [`ViTScratchModel`]. The defaults are the paper's ViT-B/16 at 224x224.
+    """Sizes and options of a [`ViTScratchModel`]. The defaults are the paper's ViT-B/16 for 224x224 images (table 1).
 
     Args:
-        image_size (`int` or `[height, width]`, defaults to 224): pixels, each a multiple of `patch_size`.
+        image_size (`int` or `[height, width]`, defaults to 224): in pixels; each side is a multiple of `patch_size`.
         patch_size (`int`, defaults to 16): side P of a square patch, in pixels (section 3.1).
-        num_channels (`int`, defaults to 3): channels C of an image.
-        hidden_size (`int`, defaults to 768): width D of a token.
-        num_hidden_layers (`int`, defaults to 12): number L of blocks.
-        num_attention_heads (`int`, defaults to 12): number k of heads; divides `hidden_size`.
+        num_channels (`int`, defaults to 3): number C of channels of an image.
+        hidden_size (`int`, defaults to 768): width D of the tokens.
+        num_hidden_layers (`int`, defaults to 12): number L of Transformer blocks.
+        num_attention_heads (`int`, defaults to 12): number k of attention heads; must divide `hidden_size`.
         intermediate_size (`int`, defaults to 3072): width of the MLP's hidden layer.
-        hidden_act (`str`, defaults to `"gelu"`): the MLP's activation, a name of `transformers.activations.ACT2FN`.
+        hidden_act (`str`, defaults to `"gelu"`): activation of the MLP, a key of `transformers.activations.ACT2FN`.
         hidden_dropout_prob (`float`, defaults to 0.0): dropout after the embeddings and after every dense layer
-            but the query-key-value projection (appendix B.1).
+            except the query-key-value projection (appendix B.1).
         attention_probs_dropout_prob (`float`, defaults to 0.0): dropout of the attention weights.
-        layer_norm_eps (`float`, defaults to 1e-6): epsilon of every norm.
-        initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights; 0 takes Glorot's
-            uniform by the shape of the matrix, as the paper's own code does; narrow models learn much faster so.
+        layer_norm_eps (`float`, defaults to 1e-6): epsilon of every normalization layer.
+        initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights. 0: Glorot's
+            uniform initialization, as in the paper's code, with which narrow models learn much faster.
         qkv_bias (`bool`, defaults to `True`): whether the query-key-value projection has a bias.
-        position_embedding (`"learned"`, `"sincos2d"` or `"none"`, defaults to `"learned"`): appendix D.4, and the
-            fixed sines and cosines of arXiv 2104.02057, `"sincos2d"`, which need a `hidden_size` that 4 divides.
-        pooling (`"cls"` or `"mean"`, defaults to `"cls"`): what the head reads: the class token, or the mean over
-            the patches of a model without class token (appendix D.3).
+        position_embedding (`"learned"`, `"sincos2d"` or `"none"`, defaults to `"learned"`): learned or none, as in
+            appendix D.4, or fixed 2D sines and cosines (arXiv 2104.02057; `hidden_size` must be a multiple of 4).
+        pooling (`"cls"` or `"mean"`, defaults to `"cls"`): input of the head: the class token, or the mean of the
+            patch tokens of a model without a class token (appendix D.3).
         stem (`"patch"` or `"conv"`, defaults to `"patch"`): a linear projection of each patch (equation 1), or the
-            paper's hybrid (section 3.1), a small CNN of 3x3 convolutions that halve the image down to one position
-            a patch; it needs a `patch_size` that is a power of 2.
-        stem_depth (`int`, defaults to 1): 3x3 convolutions for each halving of the `"conv"` stem.
-        stem_width (`int`, *optional*): its channels before the last halving; unset, half of `hidden_size`.
-        drop_path_rate (`float`, defaults to 0.0): stochastic depth (arXiv 1603.09382) of the last block; the rate
-            rises linearly from 0 at the first.
-        training_data (`list[str]`, defaults to `None`): names of the data sets that the weights have seen.
+            paper's hybrid (section 3.1): a small CNN of 3x3 convolutions that reduces the image to one position per
+            patch; `patch_size` must be a power of 2.
+        stem_depth (`int`, defaults to 1): number of 3x3 convolutions of the `"conv"` stem per halving of the image.
+        stem_width (`int`, *optional*): channels of the `"conv"` stem before the last halving. Unset: half of
+            `hidden_size`.
+        drop_path_rate (`float`, defaults to 0.0): stochastic depth (arXiv 1603.09382): drop rate of the last block;
+            the rate rises linearly from 0 at the first block.
+        training_data (`list[str]`, *optional*): names of the data sets that the weights were trained on.
 
     Raises:
-        ValueError: where a field is unknown, of the wrong type, or the fields do not fit each other.
+        ValueError: a field is unknown, has the wrong type or a value out of range, or contradicts another field.
     """
 
     model_type = "vit_scratch"
@@ -94,7 +95,7 @@ class ViTScratchConfig(PretrainedConfig):
 
     def __post_init__(self, **kwargs):
         unknown = kwargs.keys() - _COMMON_ARGUMENTS
-        # A config.json has what the Trainer, say, has set in it, and names of other models (layer_norm_epsilon).
+        # A config.json may hold keys of the Trainer or of other models (layer_norm_epsilon): refuse only near misses.
         self._refuse(self._misspelt(unknown, cutoff=0.9) if "model_type" in kwargs else unknown)
         super().__post_init__(**kwargs)
         self.validate()
@@ -111,19 +112,19 @@ class ViTScratchConfig(PretrainedConfig):
 
     @classmethod
     def from_size(cls, size: str, **kwargs) -> "ViTScratchConfig":
-        """The config of a named size, a key of `SIZES`; `kwargs` are fields that replace its own."""
+        """The config of a named size, a key of `SIZES`, with the fields in `kwargs` changed. Raises: ValueError."""
         if size not in SIZES:
             raise ValueError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}.")
         return cls(**{**SIZES[size], **kwargs})
 
     @classmethod
     def from_dict(cls, config_dict, return_unused_kwargs=False, **kwargs):
-        """As in transformers, but fields that are replaced on loading are checked like those of a new config."""
+        """As in transformers, but fields that are changed while loading are checked as in a new config."""
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
         config.validate()
         if return_unused_kwargs:
             return config, unused
-        # What is left are arguments of a loader, say pipeline's device_map.
+        # Other unused arguments may belong to the caller, as device_map belongs to a pipeline.
         cls._refuse(cls._misspelt(unused, cutoff=0.8))
         return config
 
@@ -141,12 +142,12 @@ class ViTScratchConfig(PretrainedConfig):
 
     @property
     def num_tokens(self) -> int:
-        """Length of the sequence for an image of `image_size`: its patches, and the class token where there is one."""
+        """Sequence length T for an image of `image_size`: the number of patches, plus 1 with a class token."""
         rows, columns = self.grid_size
         return rows * columns + (self.pooling == "cls")
 
     def validate(self):
-        """Check all fields against each other. Raises: ValueError, in one line, with the numbers in it."""
+        """Check types, ranges and combinations of the fields. Raises: ValueError, in one line."""
         for name, kind in ViTScratchConfig.__annotations__.items():
             value = getattr(self, name)
             if (kind is int or (kind == int | None and value is not None)) and (type(value) is not int or value < 1):
@@ -177,11 +178,11 @@ class ViTScratchConfig(PretrainedConfig):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
         if self.position_embedding == "sincos2d" and self.hidden_size % 4:
-            raise ValueError(f"'sincos2d' positions need a hidden_size that 4 divides, got {self.hidden_size}.")
+            raise ValueError(f"sincos2d positions need a hidden_size that is a multiple of 4, got {self.hidden_size}.")
         if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
             raise ValueError(f"stem 'conv' needs a patch_size that is a power of 2, got {self.patch_size}.")
         if self.stem != "conv" and (self.stem_depth, self.stem_width) != (1, None):
-            raise ValueError(f"stem_depth and stem_width belong to the stem 'conv', got stem {self.stem!r}.")
+            raise ValueError(f"stem_depth and stem_width need stem 'conv', got stem {self.stem!r}.")
 
 
 ViTScratchConfig.register_for_auto_class()

@@ -1,4 +1,4 @@
-"""Image processor: any picture becomes the `pixel_values` that a [`ViTScratchModel`] was trained on."""
+"""Image processor: converts an image of any mode and size to the `pixel_values` of a [`ViTScratchModel`]."""
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -8,7 +8,7 @@ from transformers.processing_utils import ImagesKwargs
 
 
 class ViTScratchImageProcessorKwargs(ImagesKwargs, total=False):
-    """num_channels (`int`, defaults to 3): 1 for grey images, 3 for RGB; pictures of another mode are converted."""
+    """num_channels (`int`, defaults to 3): 1 for grey images, 3 for RGB. PIL images of other modes are converted."""
 
     num_channels: int
 
@@ -16,11 +16,11 @@ class ViTScratchImageProcessorKwargs(ImagesKwargs, total=False):
 class ViTScratchImageProcessor(PilBackend):
     """Convert to grey or RGB, resize, crop, scale to [0, 1], normalize with mean and standard deviation 0.5.
 
-    Takes a PIL image, a path or URL, a numpy array or a tensor, or a list of them, with values 0 to 255, and gives
-    `pixel_values` of shape `(batch_size, num_channels, height, width)`. PIL images and files of any mode are turned
-    as their EXIF data says, transparent ones are laid on white, and all are converted to `num_channels`; arrays and
-    tensors are taken as `(height, width)`, channels first or channels last. Arguments are those of transformers'
-    image processors (`size`, `crop_size`, `do_center_crop`, `resample`, `image_mean`, `image_std`, ...).
+    Accepts a PIL image, a path or URL, a numpy array or a tensor, or a list of these, with values from 0 to 255, and
+    returns `pixel_values` of shape `(batch_size, num_channels, height, width)`. PIL images and files are rotated by
+    their EXIF orientation, put on a white background if transparent, and converted to `num_channels`. Arrays and
+    tensors have one channel or `num_channels`, as `(height, width)`, channels first or channels last. Arguments are
+    the same as in transformers (`size`, `crop_size`, `do_center_crop`, `resample`, `image_mean`, `image_std`, ...).
     """
 
     valid_kwargs = ViTScratchImageProcessorKwargs
@@ -34,12 +34,12 @@ class ViTScratchImageProcessor(PilBackend):
     do_normalize = True
 
     def fetch_images(self, image_url_or_urls):
-        """As in transformers, and a grey array `(height, width)` gets the axis of channels that is asked for there."""
+        """As in transformers, and add the channel axis, which the base class expects, to a `(height, width)` array."""
         images = super().fetch_images(image_url_or_urls)
         return images[None] if getattr(images, "ndim", None) == 2 else images
 
     def process_image(self, image, num_channels, **kwargs) -> np.ndarray:
-        """One image as an array `(num_channels, height, width)`, still with values 0 to 255."""
+        """One image as an array `(num_channels, height, width)`, 0 to 255; ValueError if its channels do not fit."""
         if isinstance(image, Image.Image):
             image = convert_image(image, num_channels)
         array = super().process_image(image, **kwargs)
@@ -52,9 +52,9 @@ class ViTScratchImageProcessor(PilBackend):
 
 
 def convert_image(image: Image.Image, num_channels: int) -> Image.Image:
-    """A PIL image of any mode as grey ("L", 1 channel) or "RGB" (3), upright, transparency laid on white."""
+    """Convert a PIL image to "L" (1 channel) or "RGB" (3), upright by its EXIF data, on a white background."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # PIL clips 16 bits to 255 rather than scaling them
+    if image.mode.startswith("I;16"):  # PIL would clip 16-bit values at 255 instead of scaling them
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")

@@ -223,7 +223,7 @@ BAD_CELLS = {
     "long row": ("test.csv", line(5, lambda c: [*c, "7"]), ["row 5 (line 6)", "column 785", "784", "785"]),
     "missing column": ("train.csv", everywhere(lambda c: c[:8] + c[9:]), ["header", "line 1", "'pixel7' is missing"]),
     "no label": ("train.csv", everywhere(lambda c: c[1:]), ["line 1", "'label' is missing"]),
-    "extra column": ("test.csv", everywhere(lambda c: ["1", *c]), ["line 1", "'1'", "too many"]),
+    "extra column": ("test.csv", everywhere(lambda c: ["1", *c]), ["line 1", "'1'", "unknown"]),
     "other order": ("test.csv", everywhere(lambda c: [c[1], c[0], *c[2:]]), ["line 1", "'pixel1'", "place 1"]),
     "doubled column": ("test.csv", line(0, lambda c: [*c, "pixel3"]), ["line 1", "'pixel3'", "place 785"]),
 }
