@@ -413,7 +413,11 @@ def without_a_tensor(folder: Path):
         ("ours", as_pickle, "pytorch_model.bin, and a pickle can run any code"),
         ("transformers", as_pickle, "pytorch_model.bin, and a pickle can run any code"),
         ("timm", as_pickle, "pytorch_model.bin, and a pickle can run any code"),
-        ("ours", lambda folder: without(folder, "model.safetensors"), "and there is no weights"),
+        (
+            "ours",
+            lambda folder: without(folder, "model.safetensors"),
+            "only from model.safetensors, but there is none",
+        ),
         ("ours", without_a_tensor, "its weights lack"),
         ("transformers", without_a_tensor, "its weights lack"),
         ("timm", without_a_tensor, "Missing key"),
@@ -431,7 +435,7 @@ def without_a_tensor(folder: Path):
         (
             "transformers",
             lambda folder: edit_json(folder / "preprocessor_config.json", image_mean=[0.1, 0.2]),
-            "image_mean [0.1, 0.2] is not one for each of its 3 channels",
+            "image_mean [0.1, 0.2] does not have one value for each of its 3 channels",
         ),
         ("timm", lambda folder: save_timm(folder, init_values=0.1), "blocks.0.ls1 is a LayerScale"),
         ("timm", lambda folder: edit_json(folder / "config.json", architecture="vit_huge_x"), "Unknown model"),
@@ -451,7 +455,7 @@ def test_a_source_that_is_not_whole_is_refused_in_one_line(kind, damage, words, 
 def test_timm_is_asked_for_where_it_is_missing(sources, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     line = refusal(capsys, "--model_name_or_path", sources["timm"][0], "--output_dir", tmp_path / "out")
-    assert line.endswith("it is a model of timm's, which is an optional package: pip install timm.")
+    assert line.endswith("it is a model of timm, which is an optional package: pip install timm.")
 
 
 def test_code_beside_the_weights_is_not_run(sources, tmp_path):

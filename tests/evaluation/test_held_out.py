@@ -214,9 +214,9 @@ def test_what_does_not_compare_is_said(runs, evaluation, tmp_path, capsys):
     results.write_text(json.dumps(json.loads(results.read_text()) | {"resumed_from_step": 7}))
     to = ["--data", str(runs / "digits.zip"), "--output_dir", str(whole)]
     main(["evaluate", "--model", str(runs / "fold-3"), "--against", str(other), *to])
-    assert "their likelihoods do not compare" in capsys.readouterr().out
+    assert "their likelihoods cannot be compared" in capsys.readouterr().out
     card = (whole / "README.md").read_text()
-    assert "likelihoods and calibration errors do not compare" in card and "since step 7" in card
+    assert "likelihoods and calibration errors cannot be compared" in card and "since step 7" in card
 
 
 def test_a_new_folder_gets_the_evaluation_alone_and_may_be_written_again(runs, capsys):
@@ -235,7 +235,7 @@ def test_what_does_not_belong_together_is_refused_and_nothing_is_written(runs, t
 
     one, other, whole = (str(runs / name) for name in ("fold-3", "other-4", "whole"))
     to, zipped = ["--output_dir", str(tmp_path / "new")], ["--data", str(runs / "digits.zip")]
-    assert "not of one recipe: hidden_size is 32 in the one, 16 in the other" in said(
+    assert "not of one recipe: hidden_size is 32 in the first and 16 in the second" in said(
         "evaluate", "--model", one, other, *zipped, *to
     )
     assert "was trained on all rows" in said("evaluate", "--model", whole, *zipped, *to)
@@ -253,7 +253,7 @@ def test_what_does_not_belong_together_is_refused_and_nothing_is_written(runs, t
     shutil.copytree(runs / "other-4", tmp_path / "released")
     before = (tmp_path / "released" / "README.md").read_bytes()
     assert "not of one recipe" in said("evaluate", "--model", one, *zipped, "--output_dir", str(tmp_path / "released"))
-    assert "with rows held out from it" in said(
+    assert "is a model with held-out rows" in said(
         "evaluate", "--model", one, *zipped, "--output_dir", str(runs / "fold-4")
     )
     assert (tmp_path / "released" / "README.md").read_bytes() == before

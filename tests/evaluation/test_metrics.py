@@ -33,6 +33,20 @@ def test_calibration_error_weighs_bins_by_their_images():
     assert results["calibration_error"] == pytest.approx((30 * 0.05 + 10 * 0.55) / 40, abs=1e-6)
 
 
+def test_calibration_error_is_the_sum_over_fifteen_bins_by_hand():
+    random = np.random.default_rng(0)
+    probabilities = random.dirichlet(np.full(4, 0.4), 400).astype(np.float32)
+    labels = np.array([random.choice(4, p=row / row.sum()) for row in probabilities.astype(float) ** 2])
+    confidence, correct = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    by_hand = 0.0
+    for number in range(15):
+        inside = (confidence > number / 15) & (confidence <= (number + 1) / 15)
+        if inside.any():
+            by_hand += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
+    assert by_hand > 0.02
+    assert compute(probabilities, labels)["calibration_error"] == pytest.approx(by_hand, abs=1e-6)
+
+
 def test_a_class_that_is_absent_has_no_recall_and_the_results_are_json():
     results = compute([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1]], [0, 1])
     assert results["recall_per_class"] == [1.0, 1.0, None]

@@ -123,7 +123,7 @@ def test_what_is_pushed_is_whole_and_twice_makes_no_second_commit(hub, run_folde
         ("pytorch_model.bin", b"x", "holds pytorch_model.bin: pickles"),
         ("training_args.bin", b"x", "holds training_args.bin: pickles"),
         ("optimizer.PT", b"x", "holds optimizer.PT: pickles"),
-        ("model.safetensors", b"\x80\x02}q\x00.", "model.safetensors is not whole safetensors"),
+        ("model.safetensors", b"\x80\x02}q\x00.", "model.safetensors is not a complete safetensors file"),
         ("model.safetensors", None, "lacks model.safetensors"),
         ("modeling_vit_scratch.py", None, "lacks modeling_vit_scratch.py"),
         (
@@ -249,12 +249,12 @@ def test_each_fault_is_one_clear_line_and_a_second_push_completes_it(hub, run_fo
     faults = {
         "there is no token": (hub.environment(token=None), REPO),
         "the token of alice may only read": (hub.environment(token=hub.read_token), REPO),
-        "bob, whose token this is, may not write": (hub.environment(token=hub.other_token), REPO),
-        "the Hub does not know the token": (hub.environment(token="hf_LoopbackOfNobody"), REPO),
-        "holds spaces or characters": (hub.environment(token="hf_Loopback\x01OfAlice"), REPO),
-        "alice, whose token this is, may not write": (alice, "bob/digits"),
+        "user bob, the owner of the token, has no write access": (hub.environment(token=hub.other_token), REPO),
+        "the Hub does not accept the token": (hub.environment(token="hf_LoopbackOfNobody"), REPO),
+        "holds spaces or invalid characters": (hub.environment(token="hf_Loopback\x01OfAlice"), REPO),
+        "user alice, the owner of the token, has no write access": (alice, "bob/digits"),
         "'alice/--digits'": (alice, "alice/--digits"),
-        "a repository is called USER/NAME, got 'digits'": (alice, "digits"),
+        "the repository must be USER/NAME, got 'digits'": (alice, "digits"),
         "offline mode": (alice | {"HF_HUB_OFFLINE": "1"}, REPO),
         "Connection refused": (alice | {"HF_ENDPOINT": "http://127.0.0.1:9"}, REPO),
         "unrecognized arguments: --token hf_...": (alice, REPO, "--token", hub.token),
@@ -270,7 +270,7 @@ def test_each_fault_is_one_clear_line_and_a_second_push_completes_it(hub, run_fo
     hub.fault("PUT", oid, after_bytes=10_000)
     hub.fault("PUT", oid, after_bytes=10_000, status=403)
     line = push(alice)
-    assert f"403 A fault of the test. {folder} is whole; go on with: vit-scratch push {folder} {REPO}" in line
+    assert f"403 A fault of the test. {folder} is complete. To push it again: vit-scratch push {folder} {REPO}" in line
     assert len(hub.commits(REPO)) == 1
 
     # A read-only token is not found out by making what is there; a public repository is not made private.
@@ -285,7 +285,7 @@ def test_each_fault_is_one_clear_line_and_a_second_push_completes_it(hub, run_fo
     assert stalled.reached.wait(60)
     process.send_signal(signal.SIGINT)
     _, line = finish(process, code=130)
-    assert line == f"Stopped: {folder} is whole, and this completes the push: vit-scratch push {folder} {REPO}"
+    assert line == f"Stopped. {folder} is complete. To push it again: vit-scratch push {folder} {REPO}"
     stalled.release.set()
     assert len(hub.commits(REPO)) == 1
 
@@ -361,7 +361,7 @@ def test_a_run_pushes_what_is_whole_at_each_save_and_at_its_end(hub, run_folder,
     assert {path.name for path in late.iterdir() if path.is_file()} >= PUSHED | {"submission.csv"}
     line = next(line for line in errors.splitlines() if "alice/late" in line)
     assert line.startswith("train.py: error: cannot push to alice/late: 400 A fault of the test.")
-    assert line.endswith(f"{late} is whole; go on with: vit-scratch push {late} alice/late --private")
+    assert line.endswith(f"{late} is complete. To push it again: vit-scratch push {late} alice/late --private")
     finish(vit_scratch(environment, "push", late, "alice/late", "--private"))
     assert pushed(hub, "alice/late").keys() == PUSHED and hub.repositories["alice/late"].private
 
