@@ -1,4 +1,4 @@
-"""A Vision Transformer written by hand from "An Image is Worth 16x16 Words", as a Hugging Face model package."""
+"""The Vision Transformer of "An Image is Worth 16x16 Words", written from scratch as a Hugging Face model package."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def __getattr__(name):
-    # Late, so that `import hf_vit_scratch` and `vit-scratch --help` need not wait for torch and transformers.
+    # A late import, so that `import hf_vit_scratch` and `vit-scratch --help` do not wait for torch and transformers.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(".model", __name__), name)

@@ -1,4 +1,4 @@
-"""How a program of this package ends where something goes wrong: with one line and an exit code."""
+"""Errors of the command-line programs: one line on stderr and an exit code."""
 
 import os
 import re
@@ -12,11 +12,13 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 
 @contextmanager
 def exit_with_one_line(program: str, shown: bool = True) -> Iterator[None]:
-    """End the program with one line on stderr and exit code 2 where a ValueError or an OSError leaves the block.
+    """End the program with one line on stderr and exit code 2 if the block raises a ValueError or an OSError.
+
+    Tokens of the Hub in the line are masked.
 
     Args:
-        program: its name, with which the line begins. A token of the Hub in the line is masked.
-        shown: whether to print the line; of several processes of one launch, one should.
+        program: name of the program, at the beginning of the line.
+        shown: whether to print the line. Of several processes in one launch, only one should.
     """
     try:
         yield
@@ -28,9 +30,9 @@ def exit_with_one_line(program: str, shown: bool = True) -> Iterator[None]:
 
 
 def leave(line: str) -> NoReturn:
-    """End the program after Ctrl-C, with this line on stderr and exit code 130.
+    """End the program after Ctrl-C, with this line on stderr and exit code 130, without waiting for threads.
 
-    Python would wait for the threads of an upload, and a stalled upload never ends.
+    A regular exit waits for the threads of an upload, and a stalled upload never ends.
     """
     print(line, file=sys.stderr, flush=True)
     sys.stdout.flush()

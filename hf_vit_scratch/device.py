@@ -1,4 +1,4 @@
-"""What the device at hand does best: threads, allocator, attention, precision."""
+"""The device, and its fastest settings: threads, allocator, attention and precision."""
 
 import ctypes
 import gc
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import torch
 
-# On a CPU the plain product trains up to about so many tokens faster than scaled_dot_product_attention, whose backward
-# pass is slow there: at width 64 in bf16 1.4 times as fast at 257 tokens, but 0.9 times at 401. In fp32 (AVX2) it is
-# 1.05 times as fast at 50 tokens, no faster from 100 on, and takes twice the memory at 257.
+# Largest number of tokens for which eager attention trains faster on a CPU than scaled_dot_product_attention, whose
+# backward pass is slow there. Measured at width 64: in bf16 eager attention is 1.4 times as fast at 257 tokens and 0.9
+# times at 401. In fp32 (AVX2) it is 1.05 times as fast at 50 tokens and not faster from 100 tokens on; at 257 tokens
+# it needs twice the memory.
 _EAGER_TOKENS_ON_CPU = {"bf16": 300, "fp32": 150}
 
 
@@ -22,15 +23,15 @@ def best_device() -> torch.device:
 
 
 def set_up_cpu() -> None:
-    """Let torch use all cores, shared out among the processes of a launch, and keep freed memory for the next step."""
-    # `accelerate launch` sets OMP_NUM_THREADS to 1 where nobody else did, and torch follows it.
+    """Let torch use all cores, divided among the processes of a launch, and keep freed memory for the next step."""
+    # `accelerate launch` sets OMP_NUM_THREADS to 1 unless it is set already, and torch then uses one core.
     if os.environ.get("OMP_NUM_THREADS", "1") == "1":
         torch.set_num_threads(max(1, _num_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
     if sys.platform == "linux":
-        # glibc hands activations of a few MB back to the kernel and faults them in again at each step.
+        # By default glibc returns activations of a few MB to the kernel, which costs page faults at each step.
         m_trim_threshold, m_mmap_threshold = -1, -3
         libc = ctypes.CDLL(None)
-        if hasattr(libc, "mallopt"):  # other C libraries have none
+        if hasattr(libc, "mallopt"):  # not in other C libraries
             libc.mallopt(m_mmap_threshold, 2**30)
             libc.mallopt(m_trim_threshold, 2**31 - 1)
 
@@ -40,7 +41,7 @@ def _num_cores() -> int:
 
 
 def describe(device: torch.device, num_processes: int = 1) -> str:
-    """The device in words, for a model card."""
+    """The device as a short text for the model card, such as "2 CPU cores (x86_64)"."""
     if device.type != "cpu":
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return f"{num_processes} x {name}"
@@ -48,18 +49,18 @@ def describe(device: torch.device, num_processes: int = 1) -> str:
 
 
 def can_compile() -> bool:
-    """Whether there is the C++ compiler that torch.compile needs."""
+    """Whether a C++ compiler, which torch.compile needs, is installed."""
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl") if name)
 
 
 def fastest_attention(num_tokens: int, device: torch.device, bf16: bool = False) -> str:
-    """The `attn_implementation` that trains fastest for a sequence length on a kind of device, in bf16 or fp32."""
+    """The `attn_implementation` that trains fastest on a device: "eager" for short sequences on a CPU, else "sdpa"."""
     most = _EAGER_TOKENS_ON_CPU["bf16" if bf16 else "fp32"]
     return "eager" if device.type == "cpu" and num_tokens <= most else "sdpa"
 
 
 def computes_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 matrices in hardware, so that it is faster than fp32."""
+    """Whether the device multiplies bf16 matrices in hardware, so that bf16 is faster than fp32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
@@ -68,11 +69,10 @@ def computes_bf16(device: torch.device) -> bool:
 
 
 class PeakMemory:
-    """Within it, the most memory that was taken at a time, beyond what was taken at its beginning.
+    """A context that measures the peak memory of its block, minus the memory at its beginning.
 
-    On a GPU that of torch's tensors, on Linux that of the whole process; elsewhere it is not known.
-
-    `megabytes` has it in the end, in 10^6 bytes, or None.
+    The result is the attribute `megabytes`, in 10^6 bytes. On a GPU it covers the tensors of torch, on a CPU under
+    Linux the whole process. On other systems it is None.
     """
 
     def __init__(self, device: torch.device):
@@ -81,16 +81,16 @@ class PeakMemory:
         self.known = device.type == "cuda" or sys.platform == "linux"
 
     def __enter__(self):
-        gc.collect()  # what came before must not count, nor be freed within
+        gc.collect()  # garbage must neither count nor be freed in the block
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         elif sys.platform == "linux":
             libc = ctypes.CDLL(None)
-            if hasattr(libc, "malloc_trim"):  # what was freed and kept would hide what is taken now
+            if hasattr(libc, "malloc_trim"):  # freed memory that is kept would hide new allocations
                 libc.malloc_trim(0)
             try:
                 Path("/proc/self/clear_refs").write_text("5")
-            except OSError:  # a container may forbid it: the peak would be that of the process so far
+            except OSError:  # forbidden in some containers; the peak would include the time before
                 self.known = False
         self._begin = self._taken("VmRSS") if self.known else 0
         return self

@@ -1,4 +1,4 @@
-"""The names of the files of a run, and how a file is written whole or not at all."""
+"""The names of the files in an output folder, and functions that write files atomically."""
 
 import json
 import os
@@ -15,21 +15,22 @@ CODE_NAMES = (
     "modeling_vit_scratch.py",
     "image_processing_vit_scratch.py",
 )
-# What is known of it.
+# Card, results, settings and plots.
 CARD_NAME, RESULTS_NAME, SETTINGS_NAME = "README.md", "all_results.json", "training_args.json"
 CURVES_PLOT, CONFUSION_PLOT, EXAMPLE_NAME = "curves.png", "confusion_matrix.png", "example.png"
 EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT = "evaluation.json", "robustness.png", "wrong.png"
 SUBMISSION_NAME = "submission.csv"
-# What a run needs to go on.
+# Files for resuming a run.
 TEACHER_NAME, AVERAGE_NAME = "teacher.safetensors", "average.safetensors"
 EMISSIONS_NAME = "emissions.csv"  # written by codecarbon, with --report_to codecarbon
 
 
 @contextmanager
 def written_whole(file: str | os.PathLike) -> Iterator[Path]:
-    """Give the path to write to; it becomes `file` when the block ends, and is removed if the block fails.
+    """Write a file atomically: a context with a temporary path, which is renamed to `file` when the block ends.
 
-    So `file` is whole wherever it exists. Several processes may write the same file: the last one wins.
+    If the block fails, the temporary file is removed and `file` is unchanged. Several processes may write the same
+    file; the last one wins.
     """
     partial = Path(f"{file}.{os.getpid()}.partial")
     try:
@@ -40,16 +41,16 @@ def written_whole(file: str | os.PathLike) -> Iterator[Path]:
 
 
 def write_text(file: str | os.PathLike, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file in UTF-8, atomically."""
     with written_whole(file) as partial:
         partial.write_text(text, encoding="utf-8")
 
 
 def write_json(file: str | os.PathLike, content: dict) -> None:
-    """Write a JSON file, whole or not at all."""
+    """Write a JSON file, atomically."""
     write_text(file, json.dumps(content, indent=2) + "\n")
 
 
 def read_json(file: str | os.PathLike) -> dict:
-    """Read a JSON file. Raises: OSError or ValueError (`json.JSONDecodeError`) where that fails."""
+    """Read a JSON file. Raises: OSError, or ValueError (`json.JSONDecodeError`) if it is not JSON."""
     return json.loads(Path(file).read_text(encoding="utf-8"))

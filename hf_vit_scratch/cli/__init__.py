@@ -1,6 +1,6 @@
-"""The program `vit-scratch`: all that is not training, by command.
+"""The program `vit-scratch`, with a command for each task other than training.
 
-What a command needs is imported when it runs, so that `vit-scratch --help` answers at once.
+A command imports its dependencies when it runs, so that `vit-scratch --help` is fast.
 """
 
 import argparse
@@ -12,14 +12,17 @@ from . import env, evaluate, explore, export, predict, push, size, submit
 COMMANDS = (predict, submit, evaluate, size, explore, push, export, env)
 
 
+_DESCRIPTION = "Classify images, write Kaggle submissions, and evaluate, compare, export and push models."
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise ValueError(message)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """All commands and their flags."""
-    parser = _Parser(prog="vit-scratch", description="Classify, submit, evaluate, size, explore, push and export.")
+    """The parser with all commands and their flags."""
+    parser = _Parser(prog="vit-scratch", description=_DESCRIPTION)
     parsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(parsers)
@@ -27,11 +30,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a command: one line on bad input, and exit code 2."""
+    """Run a command. Errors that the user can correct end it with one line on stderr and exit code 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     with exit_with_one_line("vit-scratch"):
         arguments, others = build_parser().parse_known_args(argv)
         if others and not arguments.takes_flags_of_training:
             raise ValueError(f"unrecognized arguments: {' '.join(others)}")
-        arguments.others = others  # flags whose names are known where transformers is imported
+        arguments.others = others  # flags of train.py, whose parser needs transformers
         arguments.run(arguments)

@@ -1,4 +1,4 @@
-"""`vit-scratch env`: what a bug report needs to say of the machine and the install."""
+"""`vit-scratch env`: print facts about machine and installation for a bug report."""
 
 import argparse
 import json
@@ -15,12 +15,12 @@ PACKAGES = (
 
 
 def add_parser(parsers) -> None:
-    """The command and its flags."""
-    add_command(parsers, "env", run, help="print versions, device and install, for a bug report")
+    """Add the command and its flags."""
+    add_command(parsers, "env", run, help="print versions, device and installation, for a bug report")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a line for each fact. Nothing in it names a user, a path or a token."""
+    """Print one line per fact, without user names, paths and tokens."""
     from accelerate.commands.config.config_args import default_config_file
 
     from ..device import best_device, can_compile, computes_bf16, describe
@@ -47,7 +47,7 @@ def _version(package: str) -> str:
 
 
 def _install() -> str:
-    """Version, and whether it is a wheel or a clone."""
+    """The version, and whether the package was installed from a wheel or a clone."""
     try:
         package = metadata.distribution("hf-vit-scratch")
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""`vit-scratch evaluate`: measure the models of a recipe on the rows that were held out from them."""
+"""`vit-scratch evaluate`: evaluate the models of a recipe on their held-out rows."""
 
 import argparse
 
@@ -6,26 +6,27 @@ from .flags import add_command
 
 
 def add_parser(parsers) -> None:
-    """The command and its flags."""
-    parser = add_command(parsers, "evaluate", run, help="measure the models of a recipe on their held-out rows")
+    """Add the command and its flags."""
+    parser = add_command(parsers, "evaluate", run, help="evaluate the models of a recipe on their held-out rows")
     parser.add_argument(
         "--model",
         required=True,
         nargs="+",
         help="Output folders of runs of one recipe, which differ only in --seed and in the rows held out (--fold).",
     )
-    parser.add_argument("--data", required=True, help="The data that they were trained on.")
+    parser.add_argument("--data", required=True, help="The data on which the models were trained.")
     parser.add_argument(
         "--against",
         nargs="+",
         metavar="MODEL",
-        help="Output folders of runs of another recipe with the same rows held out, to compare with.",
+        help="Output folders of runs of another recipe, for a comparison on the same held-out rows.",
     )
     parser.add_argument(
         "--output_dir",
         required=True,
         metavar="DIR",
-        help="A new folder; or the folder of a model of the recipe trained on all rows, whose card gets the figures.",
+        help="New folder for figures and plots, or the folder of a model of the recipe that was trained on all rows. "
+        "Its model card is then rewritten with the figures.",
     )
 
 

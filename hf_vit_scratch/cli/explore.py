@@ -1,4 +1,4 @@
-"""`vit-scratch explore`: search for a size, or study sizes and the number of images."""
+"""`vit-scratch explore`: search for a model size, or study sizes and the number of images."""
 
 import argparse
 
@@ -6,22 +6,22 @@ from .flags import add_command
 
 
 def add_parser(parsers) -> None:
-    """The command and its flags."""
+    """Add the command and its flags."""
     add_command(
         parsers,
         "explore",
         run,
         takes_flags_of_training=True,
-        help="search for a size, or study sizes",
-        description="Trains many sizes on one schedule and leaves tables, plots and the best as a recipe. Takes "
-        "--study search, size or data; --data SOURCE, --output_dir DIR, --trials N, --num_train_epochs E, "
-        "--bounds FILE, --max_parameters N, --max_flops N, --storage URL, and all flags of train.py for what is not "
-        "varied.",
+        help="search for a model size, or study sizes and the number of images",
+        description="Trains many models with the same schedule, and writes tables, plots and the best size as a "
+        "recipe. Flags: --study search, size or data; --data SOURCE, --output_dir DIR, --trials N, "
+        "--num_train_epochs E, --bounds FILE, --max_parameters N, --max_flops N, --storage URL. All flags of train.py "
+        "are accepted too, and set what is not varied.",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Explore, and print the best; trials that are finished are not done again."""
+    """Run the study, without repeating finished trials, and print the best size."""
     from ..console import leave
     from ..exploration.arguments import parse_exploration
     from ..exploration.report import summary
@@ -32,5 +32,5 @@ def run(arguments: argparse.Namespace) -> None:
     try:
         findings = explore(explore_arguments, recipe, settings)
     except KeyboardInterrupt:
-        leave(f"vit-scratch: stopped. What is finished is in {folder}; the same command goes on.")
+        leave(f"vit-scratch: stopped. Finished trials are in {folder}. Run the same command again to continue.")
     print(f"{len(findings)} trials; {summary(findings)}\nTables, plots and the best recipe are in {folder}")

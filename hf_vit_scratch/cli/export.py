@@ -1,4 +1,4 @@
-"""`vit-scratch export`: write a model for use without this package."""
+"""`vit-scratch export`: convert a model for use without this package."""
 
 import argparse
 
@@ -6,16 +6,16 @@ from .flags import add_command, add_model
 
 
 def add_parser(parsers) -> None:
-    """The command and its flags."""
-    parser = add_command(parsers, "export", run, help="write a model for use without this package")
+    """Add the command and its flags."""
+    parser = add_command(parsers, "export", run, help="convert a model for use without this package")
     add_model(parser)
     parser.add_argument(
         "--format",
         required=True,
         choices=("onnx", "torch", "transformers"),
-        help="onnx: for ONNX Runtime. torch: for torch.export.load. transformers: its own ViT class.",
+        help="onnx: for ONNX Runtime. torch: for torch.export.load. transformers: for the ViT class of transformers.",
     )
-    parser.add_argument("--output_dir", required=True, metavar="DIR", help="A folder that is new or empty.")
+    parser.add_argument("--output_dir", required=True, metavar="DIR", help="New or empty folder.")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -7,16 +7,18 @@ from .flags import add_command, add_model
 
 
 def add_parser(parsers) -> None:
-    """The command and its flags."""
+    """Add the command and its flags."""
     parser = add_command(parsers, "predict", run, help="classify images")
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="Image files in any format that Pillow reads.")
     add_model(parser)
-    parser.add_argument("--top_k", type=int, default=1, help="Classes to print for each image (default: %(default)s).")
-    parser.add_argument("--json", action="store_true", help="Print a JSON object for each image.")
+    parser.add_argument(
+        "--top_k", type=int, default=1, help="Number of classes to print per image (default: %(default)s)."
+    )
+    parser.add_argument("--json", action="store_true", help="Print one JSON object per image.")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print a line for each image: file, class, probability."""
+    """Print one line per image: file, then class and probability of the `top_k` most probable classes."""
     import torch
     from PIL import Image
 
@@ -29,14 +31,16 @@ def run(arguments: argparse.Namespace) -> None:
         try:
             with Image.open(file) as image:
                 inputs = processor(image, return_tensors="pt").to(model.device)
-        except Exception as error:  # a damaged file makes Pillow raise nearly anything
+        except Exception as error:  # Pillow raises many types of exceptions for a damaged file
             raise ValueError(f"{file} cannot be read as an image: {error}") from error
         with torch.inference_mode():
             probabilities = model(**inputs).logits[0].softmax(dim=-1).cpu()
         top = probabilities.topk(min(arguments.top_k, len(probabilities)))
-        found = [(model.config.id2label[i], p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)]
+        results = [
+            (model.config.id2label[i], p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        ]
         if arguments.json:
-            line = json.dumps({"file": file, "predictions": [{"label": label, "score": p} for label, p in found]})
+            line = json.dumps({"file": file, "predictions": [{"label": label, "score": p} for label, p in results]})
         else:
-            line = "\t".join([file, *(f"{label}\t{p:.4f}" for label, p in found)])
+            line = "\t".join([file, *(f"{label}\t{p:.4f}" for label, p in results)])
         print(line, flush=True)

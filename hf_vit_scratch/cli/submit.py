@@ -8,12 +8,18 @@ from .flags import add_command, add_model
 
 
 def add_parser(parsers) -> None:
-    """The command and its flags."""
+    """Add the command and its flags."""
     parser = add_command(parsers, "submit", run, help="write a submission for Kaggle")
     add_model(parser)
-    parser.add_argument("--data", required=True, help="The competition's zip, a folder with its CSVs, or kaggle.")
-    parser.add_argument("--image_column", default="image", help="Name of the column with the images (%(default)s).")
-    parser.add_argument("--label_column", default="label", help="Name of the column with the labels (%(default)s).")
+    parser.add_argument(
+        "--data", required=True, help="The competition's zip, a folder with its CSVs, or kaggle to download it."
+    )
+    parser.add_argument(
+        "--image_column", default="image", help="Name of the column with the images (default: %(default)s)."
+    )
+    parser.add_argument(
+        "--label_column", default="label", help="Name of the column with the labels (default: %(default)s)."
+    )
     parser.add_argument("--output_file", default="submission.csv", help="File to write (default: %(default)s).")
 
 
@@ -25,20 +31,20 @@ def run(arguments: argparse.Namespace) -> None:
 
     output = Path(arguments.output_file)
     if not output.parent.is_dir():
-        raise ValueError(f"--output_file {output}: there is no folder {output.parent}.")
+        raise ValueError(f"--output_file {output}: there is no folder {output.parent}. Create it first.")
     columns = {"image_column": arguments.image_column, "label_column": arguments.label_column}
     splits = load(arguments.data, validation_size=0, **columns)
     if "test" not in splits or "label" in splits["test"].column_names:
-        raise ValueError(f"{arguments.data} has no unlabelled test split to submit.")
+        raise ValueError(f"{arguments.data} has no unlabelled test split to predict.")
     classifier = load_model(arguments.model)
     config = classifier.model.config
     names, expected = list(config.id2label.values()), splits["train"].features["label"].names
     if names != expected:
-        raise ValueError(f"{arguments.model} knows the classes {names}, but the data has {expected}.")
+        raise ValueError(f"{arguments.model} has the classes {names}, but the data has {expected}.")
     if saw_sample(config):
         print(
-            "Warning: this model was trained on the sample, which holds many digits of the competition's test set "
-            "with their labels. Its score there says nothing.",
+            "Warning: this model was trained on the sample, which contains many labelled digits of the competition's "
+            "test set. Its score on the competition is therefore meaningless.",
             file=sys.stderr,
         )
     write_submission(predict_logits(classifier, splits["test"]), config.id2label, output)

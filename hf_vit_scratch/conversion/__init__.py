@@ -1,4 +1,4 @@
-"""Weights in and out: transformers' ViT, timm, the paper's `.npz` files, and formats that need no package."""
+"""Import weights of transformers' ViT, of timm and of the paper's `.npz` files, and export models to other formats."""
 
 from .weights import from_npz, from_timm, from_transformers, to_transformers
 

@@ -1,8 +1,8 @@
-"""Pre-trained models to go on from: those of this package, transformers' own ViT, and timm's.
+"""Pre-trained models for fine-tuning: of this package, transformers' ViT, and timm's ViT.
 
-Fine-tuning as in section 3.2 of the paper: other classes get a new head that starts at zero, other resolutions get the
-position embeddings interpolated. Everything else is as it was trained: the size of the model, how its pixels are
-normalized, and how much of a picture it is shown.
+As in section 3.2 of the paper, a new head for other classes is initialized with zeros, and for another resolution the
+position embeddings are interpolated. Size, normalization of the pixels and centre crop are those of the pre-trained
+model.
 """
 
 import json
@@ -29,7 +29,7 @@ from ..model.modeling_vit_scratch import ViTScratchForImageClassification, ViTSc
 from ..output_folder import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from .weights import from_timm, from_transformers
 
-# Fields that a run may choose anew. No weight depends on them but the positions, which are interpolated.
+# Fields that fine-tuning may change. Only the position embeddings depend on them, and they are interpolated.
 _FREE_FIELDS = ("image_size", "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
 # By model_type: the encoder, the encoder with a head, and the image processor.
 _CLASSES = {
@@ -40,14 +40,14 @@ _CLASSES = {
 
 @dataclass
 class Pretrained:
-    """A model to go on from.
+    """A pre-trained model.
 
     Args:
         name: id on the Hub, or name of the folder.
-        model: in fp32 on the CPU; a [`ViTScratchModel`] where the source has no head.
+        model: in fp32 on the CPU; a [`ViTScratchModel`] if the source has no head.
         preprocessing: `image_mean`, `image_std` and `resample`, arguments of [`ViTScratchImageProcessor`].
-        crop_fraction: side of the centre crop that it is shown, as a fraction of the shorter side; None: the whole
-            image.
+        crop_fraction: side of the centre crop of its preprocessing, as a fraction of the shorter side of the image.
+            None: the whole image.
     """
 
     name: str
@@ -56,12 +56,13 @@ class Pretrained:
     crop_fraction: float | None
 
     def config_for(self, fields: dict, classes: list[str], training_data: str) -> ViTScratchConfig:
-        """The config of the model that is fine-tuned.
+        """The config of the fine-tuned model.
 
         Args:
-            fields: those asked for. The image size and the drop rates may differ from the loaded model's.
+            fields: fields of the config that were given as flags. Only image size and drop rates may differ from the
+                loaded model.
             classes: names of the classes.
-            training_data: name of the data; what the loaded model has seen before stays noted in front of it.
+            training_data: name of the data. It is appended to the `training_data` of the loaded model.
 
         Raises:
             ValueError: a field contradicts the loaded model.
@@ -70,8 +71,8 @@ class Pretrained:
         for name, value in fields.items():
             if name not in _FREE_FIELDS and value != getattr(loaded, name):
                 raise ValueError(
-                    f"{name} {value!r} contradicts {self.name}, which has {getattr(loaded, name)!r}: leave it out. "
-                    f"What can change is {', '.join(_FREE_FIELDS)}."
+                    f"{name} {value!r} contradicts {self.name}, which has {getattr(loaded, name)!r}. Leave it out: "
+                    f"only {', '.join(_FREE_FIELDS)} can change."
                 )
         fields = {name: getattr(loaded, name) for name in ViTScratchConfig.__annotations__} | fields
         fields["training_data"] = list(dict.fromkeys([*(loaded.training_data or []), training_data]))
@@ -79,11 +80,11 @@ class Pretrained:
         return ViTScratchConfig(**fields, id2label=dict(enumerate(classes)), label2id=label2id)
 
     def fit(self, config: ViTScratchConfig) -> ViTScratchForImageClassification:
-        """A model of `config`, which is of [`~Pretrained.config_for`], with the loaded weights.
+        """A model of `config`, which comes from [`~Pretrained.config_for`], with the loaded weights.
 
-        The head is kept where the classes are those of the source, in any order. For others, section 3.2: "we remove
-        the whole pre-trained prediction head and attach a zero-initialized D x K feedforward layer". Learned positions
-        `(1, T, D)` are interpolated to the grid of `config` by their location in the image.
+        The head is kept if the source has the same classes, in any order. Otherwise, as in section 3.2: "we remove the
+        whole pre-trained prediction head and attach a zero-initialized D x K feedforward layer". Learned position
+        embeddings `(1, T, D)` are interpolated to the grid of `config`.
         """
         encoder = self.model.base_model
         state = {f"vit.{name}": tensor for name, tensor in encoder.state_dict().items()}
@@ -102,7 +103,7 @@ class Pretrained:
         return model
 
     def describe(self, config: ViTScratchConfig) -> str:
-        """One line on what of the loaded model is kept and what is new."""
+        """One line for the user: image size, whether the head is kept, and whether positions are interpolated."""
         (rows, columns), grid = self.model.config.grid_size, config.grid_size
         head = "its own head" if self._rows_of_head(config) else "a new head"
         line = f"Fine-tuning {self.name} at {'x'.join(map(str, config.image_height_width))}, {head} for "
@@ -112,7 +113,7 @@ class Pretrained:
         return f"{line}."
 
     def _rows_of_head(self, config: ViTScratchConfig) -> list[int] | None:
-        """For each class of `config` its row in the loaded head; None where the classes are others."""
+        """For each class of `config` its row in the loaded head, or None if the classes differ."""
         if not hasattr(self.model, "classifier"):
             return None
         loaded, wanted = (
@@ -122,21 +123,21 @@ class Pretrained:
 
 
 def load_pretrained(source: str) -> Pretrained:
-    """Load what [`Pretrained`] holds, converted where it is not a model of this package.
+    """Load a pre-trained model, converted to this package's classes if necessary.
 
-    Weights are read from safetensors alone, and no code that lies beside them is run.
+    Weights are read only from safetensors, and code in the source is not run.
 
     Args:
         source: a folder, or the id of a repository on the Hub, with a model of this package, with transformers'
-            `ViTForImageClassification` or `ViTModel`, or with a `VisionTransformer` that timm saved.
+            `ViTForImageClassification` or `ViTModel`, or with a `VisionTransformer` saved by timm.
 
     Raises:
-        ValueError: in one line, where there is no such model, its weights are a pickle or not those of its config,
-            it has a part without counterpart here, or nothing says how its pixels were normalized.
+        ValueError: in one line, if there is no such model, its weights are a pickle or do not fit its config, the
+            model of this package has no counterpart for a part of it, or the normalization of its pixels is unknown.
     """
     path = os.path.expanduser(source)
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # a head or pooler that is left out needs no report
+    transformers.logging.set_verbosity_error()  # it would report each head or pooler that is left out
     try:
         file = cached_file(path, CONFIG_NAME)
         config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
@@ -148,18 +149,18 @@ def load_pretrained(source: str) -> Pretrained:
         else:
             found = f"model_type {kind}" if kind else "neither model_type nor architecture" if file else "none"
             raise ValueError(
-                f"expected a config.json with model_type {' or '.join(_CLASSES)}, or one of timm's, got {found}."
+                f"expected a config.json with model_type {' or '.join(_CLASSES)}, or one of timm; got {found}."
             )
         return Pretrained(model_name(source), *loaded)
     except (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, SafetensorError) as error:
-        line = textwrap.shorten(str(error), 500, placeholder=" ...")  # timm names every tensor that does not fit
+        line = textwrap.shorten(str(error), 500, placeholder=" ...")  # timm lists all tensors that do not fit
         raise ValueError(f"cannot start from {source}: {line}") from error
     finally:
         transformers.logging.set_verbosity(verbosity)
 
 
 def model_name(source: str) -> str:
-    """What a model is called in public: its id on the Hub, or the last part of a local path."""
+    """Public name of a model: its id on the Hub, or the last part of a local path."""
     path = Path(source).expanduser()
     return source if HUB_ID.fullmatch(source) and not path.exists() else path.resolve().name
 
@@ -170,23 +171,23 @@ def _load_transformers(source: str, config: dict) -> tuple[PreTrainedModel, dict
     has_head = classifier_class.__name__ in (config.get("architectures") or [])
     _find_weights(source, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
     if cached_file(source, PREPROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is None:
-        raise ValueError("nothing says how its pixels were normalized: it has no preprocessor_config.json.")
+        raise ValueError("the normalization of its pixels is unknown: it has no preprocessor_config.json.")
     model, loaded = (classifier_class if has_head else encoder_class).from_pretrained(
         source,
         use_safetensors=True,
         dtype=torch.float32,
-        ignore_mismatched_sizes=True,  # to be named below
+        ignore_mismatched_sizes=True,  # reported below, in one line
         output_loading_info=True,
         **({"add_pooling_layer": False} if encoder_class is ViTModel and not has_head else {}),
     )
     for name, found, expected in sorted(loaded["mismatched_keys"]):
-        raise ValueError(f"its {name} is {tuple(found)}, and {tuple(expected)} by its config.json.")
-    if loaded["missing_keys"]:  # transformers leaves them at random, with a warning
+        raise ValueError(f"its weight {name} has shape {tuple(found)}, but {tuple(expected)} by its config.json.")
+    if loaded["missing_keys"]:  # transformers only warns and initializes them at random
         raise ValueError(f"its weights lack {', '.join(sorted(loaded['missing_keys'])[:3])}.")
     model = from_transformers(model) if encoder_class is ViTModel else model
     processor, channels = processor_class.from_pretrained(source), model.config.num_channels
     if not processor.do_rescale or not math.isclose(processor.rescale_factor, 1 / 255):
-        raise ValueError("its pixels are not scaled to [0, 1], as those of this package are.")
+        raise ValueError("its pixels are not scaled to [0, 1], as in this package.")
     mean, std = (processor.image_mean, processor.image_std) if processor.do_normalize else (0.0, 1.0)
     crop_fraction = None
     if processor.do_center_crop:
@@ -196,9 +197,9 @@ def _load_transformers(source: str, config: dict) -> tuple[PreTrainedModel, dict
 
 
 def _load_timm(source: str, config: dict) -> tuple[PreTrainedModel, dict, float | None]:
-    """The same for timm's format; what config.json does not say is timm's default."""
+    """Model, preprocessing and crop_fraction in timm's format. Defaults of timm replace missing values."""
     if find_spec("timm") is None:
-        raise ValueError("it is a model of timm's, which is an optional package: pip install timm.")
+        raise ValueError("it is a model of timm, which is an optional package: pip install timm.")
     model = from_timm(os.path.dirname(_find_weights(source, WEIGHTS_NAME)))
     given = config | config.get("pretrained_cfg", {})
     resample = PILImageResampling[(given.get("interpolation") or "bicubic").upper()]
@@ -209,22 +210,22 @@ def _load_timm(source: str, config: dict) -> tuple[PreTrainedModel, dict, float 
 
 
 def _find_weights(source: str, *names: str) -> str:
-    """The local path of the first of these files that there is, downloaded where `source` is a repository."""
+    """The local path of the first of these files that exists, downloaded if `source` is a repository."""
     for name in names:
         if file := cached_file(source, name, _raise_exceptions_for_missing_entries=False):
             return file
     files = os.listdir(source) if os.path.isdir(source) else list_repo_files(source)
     pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl")))
-    found = f"{', '.join(pickles)}, and a pickle can run any code" if pickles else "no weights"
-    raise ValueError(f"weights are read from {names[0]} alone, and there is {found}.")
+    found = f"there is only {', '.join(pickles)}, and a pickle can run any code" if pickles else "there is none"
+    raise ValueError(f"weights are read only from {names[0]}, but {found}.")
 
 
 def _preprocessing(image_mean, image_std, resample: PILImageResampling, num_channels: int) -> dict:
-    """Arguments of the processor, with one number for all channels where they agree, as grey models need it."""
+    """Arguments of the processor. Equal values of all channels become one number, which grey models need."""
     values = {"image_mean": image_mean, "image_std": image_std}
     for name, value in values.items():
         value = [value] if isinstance(value, (int, float)) else list(value)
         if len(set(value)) > 1 and len(value) != num_channels:
-            raise ValueError(f"its {name} {value} is not one for each of its {num_channels} channels.")
+            raise ValueError(f"its {name} {value} does not have one value for each of its {num_channels} channels.")
         values[name] = value[0] if len(set(value)) == 1 else value
     return values | {"resample": resample}

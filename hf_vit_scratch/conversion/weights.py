@@ -1,8 +1,8 @@
-"""Weights from and to transformers' ViT, from timm's, and from the paper's original `.npz` files.
+"""Convert weights from and to transformers' ViT, from timm, and from the paper's `.npz` files.
 
-One function for each source. Each derives the config from what it is given, renames the tensors and loads them
-strictly: a weight without a place here, one that is missing and one of another shape are errors, so what comes out
-computes the same logits. The result is in evaluation mode and shares no memory with its source.
+There is one function for each source. It derives the config, renames the tensors and loads them strictly: an unknown
+weight, a missing weight and a weight of another shape are errors, so that the result computes the same logits. The
+result is in evaluation mode and shares no memory with the source.
 """
 
 import math
@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, ViTConfig, ViTForImageClassification, 
 from ..model.configuration_vit_scratch import ViTScratchConfig
 from ..model.modeling_vit_scratch import ViTScratchForImageClassification, ViTScratchModel
 
-# Fields with one name and one meaning here and in transformers' ViT.
+# Fields with the same name and meaning in transformers' ViT.
 _SHARED_FIELDS = (
     *("num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act"),
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "layer_norm_eps", "initializer_range", "qkv_bias"),
@@ -34,12 +34,12 @@ _TIMM_NAMES = {
     r"head\.(\w+)": r"classifier.\1",
 }
 _TIMM_ACTIVATIONS = {"GELU": "gelu", "GELUTanh": "gelu_pytorch_tanh", "QuickGELU": "quick_gelu", "ReLU": "relu"}
-# All that a plain ViT of timm is made of. Other classes can have the same weights and compute something else.
+# All classes of modules in a plain ViT of timm. Other classes may have the same weights, but compute something else.
 _TIMM_CLASSES = {
     *("VisionTransformer", "PatchEmbed", "Block", "Attention", "Mlp", "LayerNorm", *_TIMM_ACTIVATIONS),
     *("Conv2d", "Linear", "Sequential", "Identity", "Dropout", "DropPath", "PatchDropout"),
 }
-# Flax numbers the parts of a block in the order of their creation, dropout included: hence 0, 1, 2, 3.
+# Flax numbers the parts of a block in the order of their creation, including dropout.
 _NPZ_BLOCK = r"Transformer/encoderblock_(\d+)"
 _NPZ_NAMES = {
     r"cls": r"embeddings.cls_token",
@@ -57,17 +57,19 @@ _NPZ_NAMES = {
 
 
 def from_transformers(model: ViTForImageClassification | ViTModel, **fields) -> PreTrainedModel:
-    """transformers' ViT as a model of this package, with its label names, dropout and epsilon.
+    """Convert transformers' ViT to a model of this package, including label names, dropout and epsilon.
 
     Args:
-        model: the source. The pooler and the mask token of a `ViTModel` are left behind: no classifier reads them.
-        fields: fields of the config that replace those of the source, such as `drop_path_rate`.
+        model: the source. The pooler and the mask token of a `ViTModel` are not converted, since a classifier does not
+            use them.
+        fields: fields of the config that override the source's, such as `drop_path_rate`.
 
     Returns:
-        [`ViTScratchForImageClassification`], or [`ViTScratchModel`] where the source has no head.
+        [`ViTScratchForImageClassification`], or [`ViTScratchModel`] if the source has no head.
 
     Raises:
-        TypeError: `model` is neither of the two. ValueError: its patches are not square or do not fill its images.
+        TypeError: `model` has another class.
+        ValueError: its patches are not square, or its image size is not a multiple of the patch size.
     """
     if not isinstance(model, (ViTForImageClassification, ViTModel)):
         raise TypeError(f"expected transformers' ViTForImageClassification or ViTModel, got {type(model).__name__}.")
@@ -78,19 +80,25 @@ def from_transformers(model: ViTForImageClassification | ViTModel, **fields) -> 
             state[name.replace("attention.o_proj.", "attention.proj.")] = tensor
     derived = {name: getattr(model.config, name) for name in _SHARED_FIELDS}
     derived |= {name: _one_or_both(getattr(model.config, name)) for name in ("image_size", "patch_size")}
-    if not model.config.num_labels:  # transformers' way to leave out the head, which a config of this package has not
+    if not model.config.num_labels:  # in transformers this means no head; here a config has at least one label
         del derived["id2label"], derived["label2id"]
     return _load_vit_scratch(derived | fields, _fuse_qkv(state))
 
 
 def to_transformers(model: ViTScratchForImageClassification) -> ViTForImageClassification:
-    """A plain ViT as transformers' own class, whose `save_pretrained` makes a folder that needs no remote code.
+    """Convert a plain ViT to transformers' own class, so that a saved checkpoint needs no remote code.
 
-    `drop_path_rate` stays behind, which only training reads, and `training_data`.
+    `drop_path_rate`, which only training uses, and `training_data` are not converted.
+
+    Args:
+        model: has a linear patch projection, a class token and learned position embeddings.
+
+    Returns:
+        `ViTForImageClassification`.
 
     Raises:
-        TypeError: `model` is not a [`ViTScratchForImageClassification`]. ValueError: its stem, pooling or position
-            embedding is not that of transformers' ViT.
+        TypeError: `model` is not a [`ViTScratchForImageClassification`].
+        ValueError: transformers' ViT does not have the stem, pooling or position embedding of `model`.
     """
     if not isinstance(model, ViTScratchForImageClassification):
         raise TypeError(f"expected a ViTScratchForImageClassification, got {type(model).__name__}.")
@@ -108,48 +116,51 @@ def to_transformers(model: ViTScratchForImageClassification) -> ViTForImageClass
             state[name] = tensor
     fields = {name: getattr(model.config, name) for name in (*_SHARED_FIELDS, "image_size", "patch_size")}
     if fields["initializer_range"] == 0:
-        del fields["initializer_range"]  # Glorot's bound is this package's own: transformers' ViT wants a number
+        del fields["initializer_range"]  # Glorot's initialization, which transformers' ViT does not have
     return _load(ViTForImageClassification, ViTConfig(**fields), state)
 
 
 def from_timm(model: torch.nn.Module | str | os.PathLike, **fields) -> PreTrainedModel:
-    """timm's `VisionTransformer` as a model of this package, with its label names where it has some.
+    """Convert timm's `VisionTransformer` to a model of this package, including label names if it has any.
 
     Args:
-        model: the source, or a folder or Hub repository that timm saved. Those name an architecture rather than
-            spell out its heads, activation and epsilon, so it is timm that builds them.
-        fields: fields of the config that replace those of the source, such as `drop_path_rate`.
+        model: the source, or a folder or Hub repository saved by timm. A folder or repository holds only the name of
+            the architecture, not its number of heads, activation and epsilon, so timm must be installed to load it.
+        fields: fields of the config that override the source's, such as `drop_path_rate`.
 
     Returns:
-        [`ViTScratchForImageClassification`], or [`ViTScratchModel`] where the source has no classes.
+        [`ViTScratchForImageClassification`], or [`ViTScratchModel`] if the source has no classes.
 
     Raises:
-        ImportError: timm is needed and not installed. ValueError: the source has a part without a counterpart here,
-            such as registers, a distillation token, layer scale, normed queries and keys, or a gated MLP.
+        ImportError: timm is needed, but not installed.
+        ValueError: the source has a part without a counterpart here, such as registers, a distillation token, layer
+            scale, normalized queries and keys, or a gated MLP.
     """
     if not isinstance(model, torch.nn.Module):
         try:
             from timm import create_model
         except ImportError as error:
-            raise ImportError(f"{model} is read with timm, which is an optional package: {error}.") from error
+            raise ImportError(
+                f"loading {model} needs timm, which is an optional package: pip install timm. {error}."
+            ) from error
         model = create_model(f"{'local-dir' if os.path.isdir(model) else 'hf-hub'}:{model}", pretrained=True)
     for name, module in model.named_modules():
         if type(module).__name__ not in _TIMM_CLASSES:
             part = f"its {name} is a" if name else "it is a"
-            raise ValueError(f"this model of timm has no counterpart here: {part} {type(module).__name__}.")
+            raise ValueError(f"this model of timm has no counterpart in the package: {part} {type(module).__name__}.")
     state = _rename(model.state_dict(), _TIMM_NAMES)
     if model.global_pool != ("token" if model.has_class_token else "avg"):
         with_or_without = "with" if model.has_class_token else "without"
-        raise ValueError(f"global_pool {model.global_pool!r} {with_or_without} class token has no counterpart here.")
-    block = model.blocks[-1]  # the drop path rises up to the last
-    tanh = getattr(block.mlp.act, "approximate", "none") == "tanh"  # of nn.GELU, which GELUTanh spells otherwise
+        raise ValueError(f"global_pool {model.global_pool!r} {with_or_without} class token has no counterpart.")
+    block = model.blocks[-1]  # the last block has the largest drop path rate, which is the config's
+    tanh = getattr(block.mlp.act, "approximate", "none") == "tanh"  # nn.GELU with the tanh approximation
     derived = _fields_of_shapes(state) | {
         "image_size": _one_or_both(model.patch_embed.img_size),
         "num_attention_heads": block.attn.num_heads,
         "hidden_act": _TIMM_ACTIVATIONS["GELUTanh" if tanh else type(block.mlp.act).__name__],
         "hidden_dropout_prob": block.attn.proj_drop.p,
         "attention_probs_dropout_prob": block.attn.attn_drop.p,
-        "drop_path_rate": round(getattr(block.drop_path1, "drop_prob", 0.0), 6),  # timm reckons it in fp32
+        "drop_path_rate": round(getattr(block.drop_path1, "drop_prob", 0.0), 6),  # timm computes it in fp32
         "layer_norm_eps": block.norm1.eps,
     }
     labels = getattr(model, "pretrained_cfg", {}).get("label_names")
@@ -160,20 +171,20 @@ def from_timm(model: torch.nn.Module | str | os.PathLike, **fields) -> PreTraine
 
 
 def from_npz(path: str | os.PathLike, **fields) -> PreTrainedModel:
-    """A checkpoint of the paper's authors (`gs://vit_models`, of their `vit_jax`) as a model of this package.
+    """Convert a checkpoint of the paper's authors (`vit_jax`, `gs://vit_models`) to a model of this package.
 
     Args:
-        path: the `.npz` file; nothing in it is unpickled. One without class token has `pooling="mean"`, as theirs
-            of `classifier="gap"`.
-        fields: fields of the config that replace those derived from the shapes. `image_size=[height, width]` is
-            needed where the images are not square. `hidden_act` is `"gelu"`, as transformers and timm read these
-            files; Flax computes its tanh approximation, which is `hidden_act="gelu_pytorch_tanh"`.
+        path: the `.npz` file. Nothing in it is unpickled. A file without a class token (`classifier="gap"` in
+            `vit_jax`) becomes a model with `pooling="mean"`.
+        fields: fields of the config that override those derived from the shapes. For images that are not square,
+            `image_size=[height, width]` is required. `hidden_act` is `"gelu"`, as transformers and timm load these
+            files. `vit_jax` itself computes the tanh approximation, `hidden_act="gelu_pytorch_tanh"`.
 
     Returns:
-        [`ViTScratchForImageClassification`], or [`ViTScratchModel`] where the file has no head.
+        [`ViTScratchForImageClassification`], or [`ViTScratchModel`] if the file has no head.
 
     Raises:
-        ValueError: an array is missing or has no counterpart here, as in the hybrids and files with `pre_logits`.
+        ValueError: an array is missing or has no counterpart here, as in hybrids and files with `pre_logits`.
     """
     with np.load(path, allow_pickle=False) as archive:
         arrays = _rename({name: archive[name] for name in archive.files}, _NPZ_NAMES)
@@ -184,13 +195,13 @@ def from_npz(path: str | os.PathLike, **fields) -> PreTrainedModel:
         num_patches = state["embeddings.position_embeddings"].shape[1] - (derived["pooling"] == "cls")
         rows = math.isqrt(num_patches)
         if rows**2 != num_patches:
-            raise ValueError(f"{num_patches} patches are not a square: image_size=[height, width] is needed.")
+            raise ValueError(f"{num_patches} patches are not a square. Pass image_size=[height, width].")
         derived["image_size"] = rows * derived["patch_size"]
     return _load_vit_scratch(derived | fields, state)
 
 
 def _from_flax(name: str, array: np.ndarray) -> tuple[str, torch.Tensor]:
-    """One array of Flax, whose dense kernels are (in, out), as `weight` or `bias` of torch."""
+    """Convert one array of Flax, whose dense kernels are (in, out), to a `weight` or `bias` of torch."""
     tensor = torch.from_numpy(array.astype(np.float32))
     if name.endswith("patch_embeddings.kernel"):
         tensor = tensor.permute(3, 2, 0, 1)  # (P, P, C, D) -> (D, C, P, P)
@@ -204,13 +215,13 @@ def _from_flax(name: str, array: np.ndarray) -> tuple[str, torch.Tensor]:
 
 
 def _one_or_both(sides):
-    """`(16, 16)` as 16, one number as it is, and sides that differ as a list."""
+    """`(16, 16)` and `16` as 16; `(16, 8)` as `[16, 8]`."""
     sides = [sides] if isinstance(sides, int) else list(sides)
     return sides[0] if len(set(sides)) == 1 else sides
 
 
 def _rename(weights: dict, names: dict[str, str]) -> dict:
-    """`weights` under the name that the one pattern of `names` that matches gives."""
+    """Rename the weights by `names`, a mapping of patterns to replacements. Raises: ValueError without a match."""
     renamed = {}
     for name, value in weights.items():
         pattern = next((pattern for pattern in names if re.fullmatch(pattern, name)), None)
@@ -221,7 +232,7 @@ def _rename(weights: dict, names: dict[str, str]) -> dict:
 
 
 def _fuse_qkv(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """q_proj, k_proj and v_proj, each (D, ...), as one qkv (3D, ...); without one of them the others stay apart."""
+    """Stack q_proj, k_proj and v_proj, each (D, ...), to qkv (3D, ...), unless one of them is missing."""
     for name in [name for name in state if ".q_proj." in name]:
         parts = [name.replace("q_proj", f"{letter}_proj") for letter in "qkv"]
         if all(part in state for part in parts):
@@ -230,11 +241,11 @@ def _fuse_qkv(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _fields_of_shapes(state: dict[str, torch.Tensor]) -> dict:
-    """The fields of the config that the shapes of a plain ViT tell; the heads and the image's sides they do not."""
+    """The fields of the config that follow from the shapes of the weights: all but number of heads and image size."""
     needed = {"embeddings.patch_embeddings.weight", "embeddings.position_embeddings"}
     needed |= {"layers.0.attention.qkv.weight", "layers.0.mlp.fc1.weight"}
     if missing := sorted(needed - state.keys()):
-        raise ValueError(f"these are not the weights of a plain ViT: there is nothing for {', '.join(missing)}.")
+        raise ValueError(f"these are not the weights of a plain ViT: they lack {', '.join(missing)}.")
     hidden_size, num_channels, *patch_size = state["embeddings.patch_embeddings.weight"].shape
     fields = {
         "patch_size": _one_or_both(patch_size),
@@ -249,7 +260,7 @@ def _fields_of_shapes(state: dict[str, torch.Tensor]) -> dict:
 
 
 def _load_vit_scratch(fields: dict, state: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """The model of this package for weights named as in [`ViTScratchModel`], with a head if there is one for it."""
+    """Load weights named as in [`ViTScratchModel`] into a model of this package, with a head if they include one."""
     config = ViTScratchConfig(**fields)
     if "classifier.weight" not in state:
         return _load(ViTScratchModel, config, state)
@@ -258,8 +269,8 @@ def _load_vit_scratch(fields: dict, state: dict[str, torch.Tensor]) -> PreTraine
 
 
 def _load(model_class: type, config, state: dict[str, torch.Tensor]) -> PreTrainedModel:
-    """A `model_class` with copies of the tensors of `state`, which keep their dtype and device."""
-    with torch.device("meta"):  # nothing is initialized only to be overwritten
+    """A `model_class` with copies of the tensors of `state`, in their dtype and on their device."""
+    with torch.device("meta"):  # skips the initialization
         model = model_class(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     given = {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 # Three strengths of each kind of corruption, and their units.
 STRENGTHS = {"rotation": (10, 20, 30), "shift": (2, 4, 6), "noise": (0.1, 0.2, 0.4), "blur": (0.5, 1.0, 1.5)}
-UNITS = {"rotation": "degrees", "shift": "pixels", "noise": "of black to white", "blur": "pixels"}
+UNITS = {"rotation": "degrees", "shift": "pixels", "noise": "of the value range", "blur": "pixels"}
 SIDES = ((0, 1), (0, -1), (1, 0), (-1, 0))  # shifts by one pixel right, left, down and up, as (rows, columns)
 
 

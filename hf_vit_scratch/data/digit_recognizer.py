@@ -156,7 +156,7 @@ def _competition_files(path: str) -> dict[str, str]:
                 encrypted = any(info.flag_bits & 1 for info in archive.infolist())
         except (zipfile.BadZipFile, OSError) as error:
             expected = f"Expected {COMPETITION}.zip, or the folder with its files. Download it from {DOWNLOAD_PAGE}"
-            raise DataError(f"{path} is not a whole zip ({error}). {expected}.") from error
+            raise DataError(f"{path} is not a complete zip ({error}). {expected}.") from error
         outside = [m for m in members if m.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", m) or ":" in m]
         if outside or encrypted:
             reason = f"holds {outside[0]!r}, a path outside of the zip" if outside else "is encrypted"
@@ -233,17 +233,17 @@ def _read_csv(path: str, member: str, columns: list[str]) -> np.ndarray:
         try:
             table = pa.csv.read_csv(pa.BufferReader(block), options, convert_options=convert)
         except pa.ArrowInvalid as error:
-            raise _first_offence(path, member, columns, str(error)) from error
+            raise _first_invalid_value(path, member, columns, str(error)) from error
         parts.append(np.stack([column.to_numpy() for column in table.columns], axis=1))
         hexadecimal = b"x" in block or b"X" in block  # which pyarrow accepts as integers
         if hexadecimal or (columns[0] == "label" and parts[-1][:, 0].max() >= len(DIGITS)):
-            raise _first_offence(path, member, columns, "a value is not an integer in its range")
+            raise _first_invalid_value(path, member, columns, "a value is not an integer in its range")
     if not parts:
         raise DataError(f"{_name(path, member)} has a header, but no rows.")
     return np.concatenate(parts)
 
 
-def _first_offence(path: str, member: str, columns: list[str], reason: str) -> DataError:
+def _first_invalid_value(path: str, member: str, columns: list[str], reason: str) -> DataError:
     """The error that names row and column of the first invalid value, or gives `reason` if none is found."""
     file, number = _name(path, member), 0
     first, plain = set(DIGITS if columns[0] == "label" else PIXEL_VALUES), set(PIXEL_VALUES)

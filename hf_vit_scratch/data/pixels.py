@@ -108,7 +108,7 @@ def _header_shape(value: dict) -> tuple[int, int, int]:
         return height, width, 1 if image.mode in ("1", "L", "LA", "La", "F") or image.mode[0] == "I" else 3
 
 
-class _Unlike(Exception):
+class _DifferentShape(Exception):
     """An image differs from the first in size or mode."""
 
 
@@ -128,7 +128,7 @@ def cache_images(split: datasets.Dataset, where: str, cache_dir: str) -> dataset
     def decode(batch: dict, rows: list[int]) -> dict:
         images = _in_threads(_decode, batch["image"], rows, where)
         if any(image.mode != mode or image.size != (width, height) for image in images):
-            raise _Unlike
+            raise _DifferentShape
         return {"image": [{"bytes": header + image.tobytes(), "path": None} for image in images]}
 
     def check(batch: dict, rows: list[int]) -> dict:
@@ -148,7 +148,7 @@ def cache_images(split: datasets.Dataset, where: str, cache_dir: str) -> dataset
         header = b"P%d\n%d %d\n255\n" % (5 if mode == "L" else 6, width, height)
         try:
             return cached("pixels-1", decode, features=split.features)
-        except _Unlike:
+        except _DifferentShape:
             pass
     cached("check-1", check, remove_columns=raw.column_names)
     return split

@@ -1,1 +1,1 @@
-"""What a trained model predicts, and how good that is."""
+"""Predictions of trained models, metrics and plots."""

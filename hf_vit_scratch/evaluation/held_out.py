@@ -1,4 +1,4 @@
-"""The models of one recipe, each asked about the rows that were held out from it, and measured together."""
+"""Evaluate the models of one recipe: each predicts the rows that were held out from its training."""
 
 import dataclasses
 import shlex
@@ -33,7 +33,7 @@ from .metrics import ClassifierMetrics, binomial_interval, compare
 from .plots import plot_images, plot_robustness
 from .prediction import load_model, predict_logits
 
-# What makes runs one recipe: all that they were told, but for the rows held out, the seed and how they were watched.
+# Settings that may differ between runs of one recipe: the held-out rows, and how a run is executed.
 _OF_A_RUN = (
     *("data", "fold", "num_folds", "validation_size", "split_seed"),
     *("overwrite_output_dir", "attn_implementation"),
@@ -43,7 +43,7 @@ _WRITTEN = {EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT}
 
 @dataclasses.dataclass
 class Run:
-    """A finished run: its folder, what it was told, what it measured, and its config."""
+    """A finished run: its folder, its settings (training_args.json), its results (all_results.json) and its config."""
 
     folder: str
     settings: dict
@@ -52,18 +52,25 @@ class Run:
 
     @property
     def recipe(self) -> dict:
-        """All that runs of one recipe have in common, by name."""
-        told = {**self.settings["run"], **self.settings["data"], **self.settings["augmentation"]}
-        told |= {name: self.settings["training"].get(name) for name in TRAINING_OF_A_RECIPE}
-        told |= {name: getattr(self.config, name) for name in ViTScratchConfig.__annotations__}
-        return {name: value for name, value in told.items() if name not in _OF_A_RUN}
+        """The settings and config fields, by name, that runs of one recipe share."""
+        values = {**self.settings["run"], **self.settings["data"], **self.settings["augmentation"]}
+        values |= {name: self.settings["training"].get(name) for name in TRAINING_OF_A_RECIPE}
+        values |= {name: getattr(self.config, name) for name in ViTScratchConfig.__annotations__}
+        return {name: value for name, value in values.items() if name not in _OF_A_RUN}
 
 
 @dataclasses.dataclass
-class Answers:
-    """What a model says of the rows held out from it.
+class Predictions:
+    """The predictions of a model for the rows that were held out from its training.
 
-    Logits `(num_images, num_labels)` of the images as they are and corrupted; probabilities averaged over the views.
+    Args:
+        run: the run that trained the model.
+        rows: row numbers in the training data, from 0, `(num_images,)`.
+        images: uint8 `(num_images, height, width, channels)`, or None if they differ in size or are large.
+        labels: `(num_images,)`.
+        logits: of the unchanged images, `(num_images, num_labels)`.
+        averaged: probabilities averaged over the image and its shifted views, `(num_images, num_labels)`.
+        corrupted: logits for each kind and strength of corruption, each `(num_images, num_labels)`.
     """
 
     run: Run
@@ -76,38 +83,40 @@ class Answers:
 
 
 def evaluate(models: list[str], source: str, output_dir: str, against: list[str] | None = None) -> dict:
-    """Measure the models of one recipe on the rows held out from each; write evaluation.json and two pictures.
+    """Evaluate the models of one recipe on their held-out rows. Writes evaluation.json and up to two plots.
 
-    Errors are pooled over the models, with their binomial interval; beside them stand negative log-likelihood,
-    test-time augmentation, robustness, the rows that all models agree against, and a paired comparison with the models
-    of another recipe. Where `output_dir` is itself a model of the recipe, its card is written anew with all this.
+    Errors are pooled over the models, with a binomial interval. Negative log-likelihood, calibration error, test-time
+    augmentation, robustness to corruptions, and rows whose label all models contradict are reported too.
 
     Args:
-        models: output folders of runs on `source` that differ in held-out rows and seed alone.
+        models: output folders of runs on `source` that differ only in held-out rows and seed.
         source: the data they were trained on, as for [`data.load`].
-        against: output folders of another recipe's runs, alike among themselves, compared where rows are shared.
+        output_dir: a new folder, the folder of an earlier evaluation, or the folder of a model of the same recipe that
+            was trained on all rows. The model card in this folder is then rewritten with the figures.
+        against: output folders of runs of another recipe. Each is compared with one of `models` that has the same
+            held-out rows.
 
-    Returns: what is in evaluation.json.
+    Returns: the content of evaluation.json.
 
-    Raises: ValueError, in one line, where a folder is no run on this data, or the runs are not of one recipe.
+    Raises: ValueError, in one line, if a folder is not a run on this data, or runs are not of one recipe.
     """
     output = Path(output_dir)
     given = [Path(folder).resolve() for folder in [*models, *(against or [])]]
     if repeated := next((folder for folder in given if given.count(folder) > 1), None):
-        raise ValueError(f"{repeated} is given twice.")
+        raise ValueError(f"{repeated} is given twice. Name each folder once.")
     groups = [[_read_run(folder, source) for folder in folders] for folders in (models, against or [])]
     released = _read_run(output_dir, source) if (output / CONFIG_NAME).is_file() else None
     for runs in ([*groups[0], *([released] if released else [])], groups[1]):
         for run in runs[1:]:
             _check_same_recipe(run, runs[0])
     if released and "validation_accuracy" in released.results:
-        raise ValueError(f"--output_dir {output} is a model with rows held out from it: give one trained on all rows.")
-    elsewhere = output.exists() and not released
-    if elsewhere and not (output.is_dir() and {path.name for path in output.iterdir()} <= _WRITTEN):
-        raise ValueError(f"--output_dir {output} is neither new nor the folder of a model.")
+        raise ValueError(f"--output_dir {output} is a model with held-out rows: use one trained on all rows.")
+    other_folder = output.exists() and not released
+    if other_folder and not (output.is_dir() and {path.name for path in output.iterdir()} <= _WRITTEN):
+        raise ValueError(f"--output_dir {output} is neither new nor the folder of a model. Choose another one.")
     passes = 1 + len(SIDES) + sum(map(len, STRENGTHS.values()))
-    with tqdm(total=passes * sum(map(len, groups)), desc="Asking the models") as progress:
-        ours, theirs = ([_ask(run, source, progress) for run in runs] for runs in groups)
+    with tqdm(total=passes * sum(map(len, groups)), desc="Predicting") as progress:
+        ours, theirs = ([_predict_held_out(run, source, progress) for run in runs] for runs in groups)
     pairs = _pair(ours, theirs)
     names = _recipe_names(*(runs[0] for runs in groups if runs))
     evaluation: dict = {
@@ -127,7 +136,7 @@ def evaluate(models: list[str], source: str, output_dir: str, against: list[str]
         (output / name).unlink(missing_ok=True)
     write_json(output / EVALUATION_NAME, evaluation)
     plot_robustness([part for part in (evaluation, evaluation["against"]) if part], output / ROBUSTNESS_PLOT)
-    # A model's folder may be pushed to the Hub, and images of the user's own are not for that.
+    # The folder of a model may be pushed to the Hub, so it must not hold images of the user.
     if not released or source_name(source) in (SAMPLE, COMPETITION):
         _plot_wrong(ours, output / WRONG_PLOT)
     if released:
@@ -136,7 +145,7 @@ def evaluate(models: list[str], source: str, output_dir: str, against: list[str]
 
 
 def summary(evaluation: dict) -> str:
-    """A few lines of it, for a person."""
+    """A summary of the content of evaluation.json, in one to three lines."""
     lines = []
     for part in (evaluation, evaluation["against"]):
         if part:
@@ -145,31 +154,31 @@ def summary(evaluation: dict) -> str:
             lines.append(
                 f"{part['recipe']}: {part['errors']} wrong of {part['num_images']:,}, {100 * part['error_rate']:.3f}% "
                 f"(95% interval {low:.3f} to {high:.3f}%), negative log-likelihood "
-                f"{part['negative_log_likelihood']:.4f}; averaged over shifted views {views['errors']} wrong"
+                f"{part['negative_log_likelihood']:.4f}; {views['errors']} wrong when averaged over shifted views"
             )
     if evaluation["against"]:
         paired = evaluation["against"]["paired"]
         low, high = paired["nll_interval"]
         lines.append(
-            f"paired on {paired['num_images']:,} images: only the first wrong {paired['only_ours_wrong']}, only the "
-            f"second {paired['only_theirs_wrong']}"
+            f"paired on {paired['num_images']:,} images: {paired['only_ours_wrong']} wrong only with the first recipe "
+            f"and {paired['only_theirs_wrong']} only with the second"
             + ("" if paired["mcnemar_p"] is None else f" (McNemar p = {paired['mcnemar_p']:.2g})")
             + (
-                f"; negative log-likelihood {paired['nll_difference']:+.4f} ({low:+.4f} to {high:+.4f})"
+                f"; difference in negative log-likelihood {paired['nll_difference']:+.4f} ({low:+.4f} to {high:+.4f})"
                 if evaluation["label_smoothing"] == evaluation["against"]["label_smoothing"]
-                else "; their likelihoods do not compare, since one was trained with more label smoothing"
+                else "; their likelihoods cannot be compared, since one was trained with more label smoothing"
             )
         )
     return "\n".join(lines)
 
 
 def _last_parts(sources: list[str]) -> list[str]:
-    """Without the folders that they lie in, which are nobody's business; the id of a data set on the Hub is whole."""
+    """Paths without their parent folders, which must not be published; ids of data sets on the Hub unchanged."""
     return [Path(source).resolve().name if Path(source).expanduser().exists() else source for source in sources]
 
 
 def _recipe_names(run: Run, other: Run | None = None) -> list[str]:
-    """What the two are called: the second by what is different in it, where both were made of one recipe file."""
+    """Names of the recipes. If both runs used one recipe file, the second name also lists what is different."""
     names = [part.settings["run"]["recipe"] for part in (run, other) if part]
     if other and names[0] == names[1]:
         names[1] += " with " + ", ".join(f"{name} {value}" for name, value in _differences(other, run).items())
@@ -190,7 +199,7 @@ def _read_run(folder: str, source: str) -> Run:
 
 def _check_same_recipe(run: Run, other: Run) -> None:
     for name, value in _differences(run, other).items():
-        difference = f"{name} is {value!r} in the one, {other.recipe[name]!r} in the other"
+        difference = f"{name} is {value!r} in the first and {other.recipe[name]!r} in the second"
         raise ValueError(f"{run.folder} and {other.folder} are not of one recipe: {difference}.")
 
 
@@ -198,30 +207,30 @@ def _differences(run: Run, other: Run) -> dict:
     return {name: value for name, value in run.recipe.items() if value != other.recipe[name]}
 
 
-def _ask(run: Run, source: str, progress: tqdm) -> Answers:
+def _predict_held_out(run: Run, source: str, progress: tqdm) -> Predictions:
     names = {field.name for field in dataclasses.fields(DataArguments)}
-    told = {name: value for name, value in run.settings["data"].items() if name in names}
-    splits = DataArguments(**told | {"data": source}).load_splits()
+    arguments = {name: value for name, value in run.settings["data"].items() if name in names}
+    splits = DataArguments(**arguments | {"data": source}).load_splits()
     if "validation" not in splits:
-        raise ValueError(f"{run.folder} was trained on all rows: there are none to ask it about.")
-    expected, found = (run.results["train_images"], list(run.config.id2label.values())), splits["train"]
-    if (len(found), found.features["label"].names) != expected:
-        raise ValueError(f"{run.folder} was trained on other rows or classes than those of {source}.")
+        raise ValueError(f"{run.folder} was trained on all rows, so it has no held-out rows to be evaluated on.")
+    expected, train = (run.results["train_images"], list(run.config.id2label.values())), splits["train"]
+    if (len(train), train.features["label"].names) != expected:
+        raise ValueError(f"{run.folder} was trained on other rows or classes than {source} has.")
     split, classifier = splits["validation"], load_model(run.folder)
 
     def logits(change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> np.ndarray:
-        found = predict_logits(classifier, split, change=change, show_progress=False).numpy()
+        predicted = predict_logits(classifier, split, change=change, show_progress=False).numpy()
         progress.update()
-        return found
+        return predicted
 
-    as_they_are = logits()
-    views = [as_they_are, *(logits(partial(shift, rows=rows, columns=columns)) for rows, columns in SIDES)]
-    return Answers(
+    unchanged = logits()
+    views = [unchanged, *(logits(partial(shift, rows=rows, columns=columns)) for rows, columns in SIDES)]
+    return Predictions(
         run,
         row_numbers(split),
         pixel_array(split),
         known_labels(split),
-        as_they_are,
+        unchanged,
         np.mean([softmax(view, axis=1) for view in views], axis=0),
         {
             kind: [logits(_corruption(kind, strength)) for strength in strengths]
@@ -235,11 +244,11 @@ def _corruption(kind: str, strength: float):
     return lambda images: corrupt(images.cpu(), kind, strength, generator).to(images.device)
 
 
-def _measure(answers: list[Answers]) -> dict:
-    """What is known of a recipe, from all its models together."""
-    labels = np.concatenate([part.labels for part in answers])
-    rows = np.concatenate([part.rows for part in answers])
-    # Rows that several models were asked about, with other seeds, count once in the interval.
+def _measure(predictions: list[Predictions]) -> dict:
+    """The figures of a recipe, pooled over its models, by their names in evaluation.json."""
+    labels = np.concatenate([part.labels for part in predictions])
+    rows = np.concatenate([part.rows for part in predictions])
+    # A row that models of several seeds predicted counts once in the interval.
     distinct = len(np.unique(rows))
 
     def rate(scores: list[np.ndarray]) -> dict:
@@ -248,15 +257,15 @@ def _measure(answers: list[Answers]) -> dict:
         return {"errors": wrong, "error_rate": wrong / len(rows), "interval": [low, high]}
 
     metrics = ClassifierMetrics().compute(
-        predictions=softmax(np.concatenate([part.logits for part in answers]), axis=1), references=labels
+        predictions=softmax(np.concatenate([part.logits for part in predictions]), axis=1), references=labels
     )
-    rates = [float((part.logits.argmax(axis=1) != part.labels).mean()) for part in answers]
+    rates = [float((part.logits.argmax(axis=1) != part.labels).mean()) for part in predictions]
     return {
-        "parameters": answers[0].run.results["parameters"],
-        "label_smoothing": answers[0].run.settings["training"]["label_smoothing_factor"],
+        "parameters": predictions[0].run.results["parameters"],
+        "label_smoothing": predictions[0].run.settings["training"]["label_smoothing_factor"],
         "num_images": len(rows),
         "distinct_images": distinct,
-        **rate([part.logits for part in answers]),
+        **rate([part.logits for part in predictions]),
         "error_rate_std": float(np.std(rates, ddof=1)) if len(rates) > 1 else None,
         "accuracy": metrics["accuracy"],
         "macro_f1": metrics["macro_f1"],
@@ -276,12 +285,12 @@ def _measure(answers: list[Answers]) -> dict:
                 "resumed_from_step": part.run.results["resumed_from_step"],
                 "hardware": part.run.results["hardware"],
             }
-            for part in answers
+            for part in predictions
         ],
-        "test_time_augmentation": rate([part.averaged for part in answers]),
+        "test_time_augmentation": rate([part.averaged for part in predictions]),
         "robustness": {
             kind: [
-                {"strength": strength, **rate([part.corrupted[kind][index] for part in answers])}
+                {"strength": strength, **rate([part.corrupted[kind][index] for part in predictions])}
                 for index, strength in enumerate(strengths)
             ]
             for kind, strengths in STRENGTHS.items()
@@ -289,53 +298,56 @@ def _measure(answers: list[Answers]) -> dict:
     }
 
 
-def _losses(answers: Answers) -> np.ndarray:
-    return -log_softmax(answers.logits, axis=1)[np.arange(len(answers.labels)), answers.labels]
+def _losses(part: Predictions) -> np.ndarray:
+    return -log_softmax(part.logits, axis=1)[np.arange(len(part.labels)), part.labels]
 
 
-def _pair(ours: list[Answers], theirs: list[Answers]) -> list[tuple[Answers, Answers]]:
-    """Each of theirs with one of ours that was asked about the same rows; with several, in their order."""
+def _pair(ours: list[Predictions], theirs: list[Predictions]) -> list[tuple[Predictions, Predictions]]:
+    """Pair each of `theirs` with the first unpaired of `ours` that predicted the same rows."""
     left, pairs = list(ours), []
     for other in theirs:
         one = next((part for part in left if np.array_equal(part.rows, other.rows)), None)
         if one is None:
-            raise ValueError(f"{other.run.folder} has no partner in --model that the same rows were held out from.")
+            raise ValueError(
+                f"{other.run.folder} has no partner in --model: no model there has the same held-out rows."
+            )
         left.remove(one)
         pairs.append((one, other))
     return pairs
 
 
-def _compare(pairs: list[tuple[Answers, Answers]]) -> dict:
+def _compare(pairs: list[tuple[Predictions, Predictions]]) -> dict:
     ours, theirs = (np.concatenate([pair[index].logits for pair in pairs]) for index in (0, 1))
     labels, rows = (np.concatenate([getattr(one, name) for one, _ in pairs]) for name in ("labels", "rows"))
     return compare(ours, theirs, labels, rows)
 
 
-def _agreed_against(answers: list[Answers], least: float = 0.5) -> list[dict]:
-    """Rows that two or more models were asked about and all give one other class, with a probability above `least`.
+def _agreed_against(predictions: list[Predictions], least: float = 0.5) -> list[dict]:
+    """Rows whose label may be wrong: at least two models predict them, and all agree on one other class.
 
-    The surest first; a label that is wrong would look so. Rows count from 1.
+    Each model gives this class a probability above `least`. Rows count from 1. Rows with the most models come first,
+    then rows with the highest minimum probability.
     """
-    said: dict[int, list] = {}
-    for part in answers:
+    votes_by_row: dict[int, list] = {}
+    for part in predictions:
         probabilities = softmax(part.logits, axis=1)
         for row, label, p in zip(part.rows.tolist(), part.labels.tolist(), probabilities, strict=True):
-            said.setdefault(row, []).append((label, int(p.argmax()), float(p.max())))
-    names = list(answers[0].run.config.id2label.values())
-    found = []
-    for row, votes in said.items():
-        (label, predicted, _), sure = votes[0], min(p for *_, p in votes)
+            votes_by_row.setdefault(row, []).append((label, int(p.argmax()), float(p.max())))
+    names = list(predictions[0].run.config.id2label.values())
+    suspects = []
+    for row, votes in votes_by_row.items():
+        (label, predicted, _), probability = votes[0], min(p for *_, p in votes)
         agreed = len(votes) > 1 and {vote[1] for vote in votes} == {predicted}
-        if agreed and predicted != label and sure > least:
+        if agreed and predicted != label and probability > least:
             labels = {"label": names[label], "predicted": names[predicted]}
-            found.append({"row": row + 1, **labels, "models": len(votes), "least_probability": sure})
-    return sorted(found, key=lambda entry: (-entry["models"], -entry["least_probability"]))
+            suspects.append({"row": row + 1, **labels, "models": len(votes), "least_probability": probability})
+    return sorted(suspects, key=lambda entry: (-entry["models"], -entry["least_probability"]))
 
 
-def _plot_wrong(answers: list[Answers], file: Path, most: int = 120) -> None:
-    """The images that were classified wrongly, the surest mistakes first."""
+def _plot_wrong(predictions: list[Predictions], file: Path, most: int = 120) -> None:
+    """Plot the wrongly classified images, those with the highest predicted probability first."""
     mistakes = []
-    for part in answers:
+    for part in predictions:
         if part.images is None:
             continue
         names, probabilities = list(part.run.config.id2label.values()), softmax(part.logits, axis=1)

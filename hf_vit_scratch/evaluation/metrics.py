@@ -1,4 +1,4 @@
-"""Metrics of a classifier, through `evaluate` and without the network, and the statistics of comparing two."""
+"""Metrics of a classifier, as an `evaluate.Metric` that works offline, and the paired comparison of two."""
 
 import datasets
 import evaluate
@@ -13,14 +13,14 @@ class ClassifierMetrics(evaluate.Metric):
     """Accuracy, macro F1, recall per class, confusion matrix, negative log-likelihood and calibration error.
 
     `compute(predictions=..., references=...)` takes probabilities `(num_images, num_classes)` and labels
-    `(num_images,)`, and gives
+    `(num_images,)`, and returns
 
-    - `accuracy`, `macro_f1`: fractions. Classes that are neither there nor predicted are left out of the mean.
+    - `accuracy`, `macro_f1`: fractions. The mean of F1 leaves out classes that are neither present nor predicted.
     - `errors`, `num_images`: counts.
     - `negative_log_likelihood`: mean of -log p(label), in nats.
     - `calibration_error`: expected calibration error, 15 bins of equal width (Guo et al., arXiv 1706.04599, eq. 3).
-    - `recall_per_class`: a fraction, or None where the class is absent.
-    - `confusion_matrix`: rows are true classes, columns predicted ones.
+    - `recall_per_class`: a fraction for each class, or None if no image has the class.
+    - `confusion_matrix`: counts; rows are true classes, columns are predicted classes.
     """
 
     def __init__(self, **kwargs):
@@ -69,24 +69,26 @@ def _calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: in
 
 
 def binomial_interval(errors: int, num_images: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact (Clopper-Pearson) interval of an error rate, as fractions."""
+    """The exact (Clopper-Pearson) confidence interval of an error rate, `(low, high)`, as fractions."""
     interval = stats.binomtest(errors, num_images).proportion_ci(confidence, method="exact")
     return float(interval.low), float(interval.high)
 
 
 def compare(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, rows: np.ndarray, num_resamples=2000) -> dict:
-    """Two classifiers on the same images, paired: ours minus theirs, so that below 0 is better.
+    """Compare two classifiers on the same images. Differences are ours minus theirs: below 0, ours is better.
 
     Args:
-        ours, theirs: logits `(num_images, num_classes)`, in the same order as labels `(num_images,)`.
-        rows: which image each is, `(num_images,)`; one that stands there several times, with models of several seeds,
-            counts as one in all intervals.
-        num_resamples: of the images, for the bootstrap, with a seed of its own.
+        ours, theirs: logits `(num_images, num_classes)`.
+        labels: `(num_images,)`.
+        rows: id of each image, `(num_images,)`. An image that was predicted by models of several seeds occurs several
+            times, and counts once in all intervals.
+        num_resamples: number of bootstrap resamples of the images, drawn with a fixed seed.
 
     Returns:
-        `only_ours_wrong` and `only_theirs_wrong`, counts; `mcnemar_p`, their exact two-sided McNemar test, or None
-        where images stand there several times; `error_rate_difference`, and `nll_difference` of the means of
-        -log p(label) in nats, each with the 95% bootstrap interval over the images, `..._interval`.
+        `num_images`: number of distinct images. `only_ours_wrong`, `only_theirs_wrong`: counts. `mcnemar_p`: p-value
+        of the exact two-sided McNemar test, or None if images occur several times. `error_rate_difference`: as a
+        fraction. `nll_difference`: difference of the means of -log p(label), in nats. `error_rate_interval`,
+        `nll_interval`: their 95% bootstrap intervals over the images.
     """
     each = np.arange(len(labels))
     wrong, losses = zip(
@@ -96,7 +98,7 @@ def compare(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, rows: np.n
     only_ours, only_theirs = int((wrong[0] & ~wrong[1]).sum()), int((wrong[1] & ~wrong[0]).sum())
     images, image_of, times = np.unique(rows, return_inverse=True, return_counts=True)
     mcnemar = stats.binomtest(only_ours, only_ours + only_theirs).pvalue if only_ours + only_theirs else 1.0
-    found = {
+    results = {
         "num_images": len(images),
         "only_ours_wrong": only_ours,
         "only_theirs_wrong": only_theirs,
@@ -104,8 +106,8 @@ def compare(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, rows: np.n
     }
     for name, (one, other) in {"error_rate": wrong, "nll": losses}.items():
         difference = np.bincount(image_of, weights=one.astype(float) - other) / times
-        random = np.random.default_rng(0)  # the same resamples for both
+        random = np.random.default_rng(0)  # the same resamples for both differences
         means = [difference[random.integers(0, len(images), len(images))].mean() for _ in range(num_resamples)]
-        found |= {f"{name}_difference": float(difference.mean())}
-        found |= {f"{name}_interval": np.percentile(means, [2.5, 97.5]).tolist()}
-    return found
+        results |= {f"{name}_difference": float(difference.mean())}
+        results |= {f"{name}_interval": np.percentile(means, [2.5, 97.5]).tolist()}
+    return results

@@ -9,7 +9,7 @@ from ..data.corruption import UNITS
 
 
 def plot_curves(log_history: list[dict], file: str | os.PathLike) -> None:
-    """Loss and, if there is one, validation accuracy against epochs, from the Trainer's `state.log_history`."""
+    """Plot the loss and, if measured, the validation accuracy against epochs, from `log_history` of the Trainer."""
     accuracies = [(row["epoch"], 100 * row["eval_accuracy"]) for row in log_history if "eval_accuracy" in row]
     panels = 2 if accuracies else 1
     figure = Figure(figsize=(5 * panels, 4), layout="constrained")
@@ -29,11 +29,11 @@ def plot_curves(log_history: list[dict], file: str | os.PathLike) -> None:
 
 
 def plot_confusion_matrix(matrix: list[list[int]], names: list[str], file: str | os.PathLike) -> None:
-    """Counts of true (rows) against predicted classes (columns); the colour is for the errors alone."""
+    """Plot the counts of true (rows) and predicted (columns) classes. The colour shows errors only."""
     counts = np.asarray(matrix)
     errors = counts.astype(float)
     np.fill_diagonal(errors, np.nan)
-    side = min(max(5.0, 0.45 * len(names) + 1.5), 18.0)  # inches; with many classes there is room for colours alone
+    side = min(max(5.0, 0.45 * len(names) + 1.5), 18.0)  # inches; with many classes only colours fit
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.subplots()
     axes.imshow(errors, cmap="Reds", vmin=0, vmax=max(1, counts[~np.eye(len(names), dtype=bool)].max(initial=1)))
@@ -48,7 +48,10 @@ def plot_confusion_matrix(matrix: list[list[int]], names: list[str], file: str |
 
 
 def plot_robustness(evaluations: list[dict], file: str | os.PathLike) -> None:
-    """Error rate against the strength of each corruption, a line for each recipe, from what `evaluate` measured."""
+    """Plot the error rate against the strength of each corruption, one line per recipe.
+
+    Each of `evaluations` has `recipe`, `error_rate` and `robustness`, as in evaluation.json.
+    """
     kinds = list(evaluations[0]["robustness"])
     figure = Figure(figsize=(3.2 * len(kinds), 3.4), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True)
@@ -65,7 +68,7 @@ def plot_robustness(evaluations: list[dict], file: str | os.PathLike) -> None:
 
 
 def plot_images(images: list[np.ndarray], titles: list[str], file: str | os.PathLike, columns: int = 10) -> None:
-    """Small uint8 images `(height, width, channels)` in rows, each under its title."""
+    """Plot small uint8 images `(height, width, channels)` in rows, each with its title."""
     rows = max(1, -(-len(images) // columns))
     figure = Figure(figsize=(1.1 * columns, 1.45 * rows))
     cells = figure.subplots(rows, columns, squeeze=False)

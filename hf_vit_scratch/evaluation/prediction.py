@@ -1,4 +1,4 @@
-"""A trained model and its logits for whole splits."""
+"""Loading a trained model, and its logits for whole splits."""
 
 import os
 from collections.abc import Callable
@@ -20,19 +20,23 @@ from ..model.modeling_vit_scratch import ViTScratchForImageClassification
 
 
 class Classifier(NamedTuple):
-    """A model in eval mode, called as [`ViTScratchForImageClassification`] is, and its processor."""
+    """A model in evaluation mode, called like [`ViTScratchForImageClassification`], and its image processor."""
 
     model: PreTrainedModel
     processor: ViTScratchImageProcessor
 
 
 def load_model(source: str | os.PathLike, device: torch.device | None = None) -> Classifier:
-    """A model in eval mode and its processor, from an output folder or a repository of the Hub.
+    """Load a model in fp32 and its image processor from an output folder or a repository on the Hub.
 
-    Weights are read from safetensors and run with the code of this package, never with code from the folder.
+    The weights are read from safetensors and run with the code of this package, never with code from the folder.
+
+    Args:
+        source: output folder of a run, or id of a repository on the Hub.
+        device: device for the model. Default: the accelerator if there is one, else the CPU.
 
     Raises:
-        ValueError: in one line, where there is no such model, or its weights are not those of its config.
+        ValueError: in one line, if there is no such model, or its weights do not fit its config.
     """
     source, device = os.fspath(source), device or best_device()
     try:
@@ -47,7 +51,7 @@ def load_model(source: str | os.PathLike, device: torch.device | None = None) ->
             attn_implementation=fastest_attention(config.num_tokens, device),
             output_loading_info=True,
         )
-        if loaded["missing_keys"]:  # transformers leaves them at random, with a warning
+        if loaded["missing_keys"]:  # transformers only warns and initializes them at random
             raise ValueError(f"its weights lack {', '.join(sorted(loaded['missing_keys'])[:3])}.")
         processor = ViTScratchImageProcessor.from_pretrained(source)
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
@@ -63,10 +67,17 @@ def predict_logits(
     change: Callable[[torch.Tensor], torch.Tensor] | None = None,
     show_progress: bool = True,
 ) -> torch.Tensor:
-    """Logits `(num_images, num_labels)` in the order of the split, in the model's precision, on the CPU.
+    """Predict a split. Returns logits `(num_images, num_labels)`, float32 on the CPU, in the order of the split.
 
-    `change` is applied to each batch before it is normalized: `(batch_size, num_channels, height, width)`, 0 to 1.
-    In a launch of several processes each takes a part, every image is counted once, and all get the whole.
+    In a launch of several processes, each predicts a part of the images, and all return the logits of all images.
+
+    Args:
+        classifier: of [`load_model`].
+        split: has a column `image`.
+        batch_size: number of images.
+        change: function that is applied to each batch `(batch_size, num_channels, height, width)`, with values from 0
+            to 1, before it is normalized.
+        show_progress: show a progress bar.
     """
     model, processor = classifier
     images, to_pixel_values = ImageBatches(split, processor), PixelValues(processor, change).to(model.device)

@@ -1,1 +1,1 @@
-"""What a size costs and what it is worth, and what the number of images is worth."""
+"""Search for a model size, studies of model size and number of images, and the cost of a size."""

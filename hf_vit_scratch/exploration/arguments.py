@@ -1,4 +1,4 @@
-"""The flags of `vit-scratch explore` and `vit-scratch size`, beside those of `train.py`."""
+"""The flags of `vit-scratch explore` and `vit-scratch size`."""
 
 import dataclasses
 
@@ -24,42 +24,42 @@ _OF_A_RECIPE = {
 
 @dataclasses.dataclass
 class ExploreArguments:
-    """What `vit-scratch explore` is told beside the flags of train.py."""
+    """Flags of `vit-scratch explore`, in addition to the flags of train.py."""
 
     study: str = flag(
         "search",
-        "search (draws sizes at random and by what it has learned), size (a grid of widths and depths) or data (plain "
-        "ViT, ViT with convolutional stem and CNN, with a growing number of images).",
+        "search (Bayesian search for size and learning rate), size (grid of widths and depths) or data (error rate of "
+        "a plain ViT, a ViT with convolutional stem and a CNN against the number of training images).",
     )
-    trials: int = flag(30, "search: number of trials, counting those of earlier calls.")
-    bounds: str | None = flag(None, "YAML file with other bounds for what is varied.")
-    max_parameters: int | None = flag(None, "Try no size with more parameters than this.")
+    trials: int = flag(30, "search: total number of trials, including trials of earlier calls.")
+    bounds: str | None = flag(None, "YAML file with other bounds for the varied parameters.")
+    max_parameters: int | None = flag(None, "Skip sizes with more parameters than this.")
     max_flops: float | None = flag(
-        None, "Try no size with more FLOPs than this for the forward pass of one image, such as 50e6."
+        None, "Skip sizes with more FLOPs than this for the forward pass of one image, for example 50e6."
     )
     storage: str | None = flag(
         None,
-        "Where trials are stored, as an SQLAlchemy URL for Optuna's RDBStorage. Several machines can work on one "
-        "storage. Default: an SQLite file in output_dir.",
+        "SQLAlchemy URL of the database for the trials (Optuna's RDBStorage). Several machines can share it. "
+        "Default: an SQLite file in output_dir.",
     )
 
 
 @dataclasses.dataclass
 class _SizeArguments:
-    """What `vit-scratch size` is asked about, beside the fields of the config."""
+    """Flags of `vit-scratch size`, in addition to the fields of the config."""
 
-    size: str | None = flag(None, f"A named size: {', '.join(SIZES)}. Default: the recipe's, or digits-tiny.")
+    size: str | None = flag(None, f"Named size: {', '.join(SIZES)}. Default: size of the recipe, or digits-tiny.")
     recipe: str | None = flag(None, "Name of a recipe of the package, or path of a YAML file.")
     num_labels: int | None = flag(None, "Number of classes. Default: 10 for the digits sizes, 1000 for others.")
 
 
 def parse_size(argv: list[str]) -> ViTScratchConfig:
-    """The config that `--size`, `--recipe` and the fields of the config on a command line describe.
+    """Parse `--size`, `--recipe`, `--num_labels` and the fields of the config to a config.
 
-    A field wins over the recipe, and the recipe over the named size. Unless `--num_labels` says otherwise there are 10
-    classes for the digits sizes and 1000 for the others, as in the papers.
+    A field overrides the recipe, and the recipe overrides the named size. Without `--num_labels` there are 10 classes
+    for the digits sizes and 1000 for the others, as in the papers.
 
-    Raises: ValueError, in one line, for what [`parse_arguments`] and [`ViTScratchConfig`] refuse.
+    Raises: ValueError, in one line, as [`parse_arguments`] and [`ViTScratchConfig`].
     """
     parser = Parser((_SizeArguments, ModelArguments), allow_abbrev=False, prog="vit-scratch size")
     known, _ = Parser(_SizeArguments, add_help=False, allow_abbrev=False).parse_known_args(argv)
@@ -67,7 +67,7 @@ def parse_size(argv: list[str]) -> ViTScratchConfig:
     check_keys(known.recipe, values, flag_names())
     if not (known.size or values.get("size")):
         raise ValueError(
-            f"recipe {known.recipe} fine-tunes a pre-trained model and names no size: give --size or another recipe."
+            f"recipe {known.recipe} fine-tunes a pre-trained model and names no size. Pass --size or another recipe."
         )
     flags = {action.dest for action in parser._actions}
     values = {name: value for name, value in values.items() if name in flags}
@@ -77,13 +77,13 @@ def parse_size(argv: list[str]) -> ViTScratchConfig:
 
 
 def parse_exploration(argv: list[str]) -> tuple[ExploreArguments, dict, Settings]:
-    """The flags of `vit-scratch explore`: its own, and all of train.py for what it does not vary.
+    """Parse the flags of `vit-scratch explore`: its own flags, and flags of train.py for all that is not varied.
 
     Returns:
-        The arguments of its own; what the recipe and the flags say of how to train, by name, as a recipe file would;
+        Its own arguments; the values of recipe and flags that determine the training, by name, as in a recipe file;
         and the settings.
 
-    Raises: ValueError as [`parse_arguments`] does.
+    Raises: ValueError as [`parse_arguments`], and for values out of range.
     """
     explore, rest = Parser(ExploreArguments, add_help=False, allow_abbrev=False).parse_known_args(argv)
     explore = ExploreArguments(**vars(explore))
@@ -92,15 +92,17 @@ def parse_exploration(argv: list[str]) -> tuple[ExploreArguments, dict, Settings
         rest += ["--output_dir", f"output/explore-{explore.study}"]
     settings = parse_arguments(rest)
     if settings.run.model_name_or_path:
-        raise ValueError("model_name_or_path: explore trains from scratch, since a pre-trained model has its size.")
+        raise ValueError(
+            "model_name_or_path: explore trains from scratch, since the size of a pre-trained model is fixed."
+        )
     flags = (word[2:].partition("=")[0].replace("-", "_") for word in rest if word.startswith("--"))
     parts = (getattr(settings, field.name) for field in dataclasses.fields(settings))
     values = {name: value for part in parts for name, value in vars(part).items()}
     recipe = {name: values[name] for name in ("size", "num_train_epochs", "learning_rate")}
-    # parse_arguments has chosen a recipe where none was given.
+    # settings.run.recipe is never None here: parse_arguments fills in a default.
     for name in [*read_recipe(settings.run.recipe), *flags]:  # pyrefly: ignore[bad-argument-type]
         if name in _OF_A_RECIPE:
-            recipe[name] = getattr(values[name], "value", values[name])  # a choice of transformers is an Enum
+            recipe[name] = getattr(values[name], "value", values[name])  # some values of transformers are an Enum
     return explore, recipe, settings
 
 

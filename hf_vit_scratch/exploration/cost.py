@@ -1,4 +1,4 @@
-"""What a size costs, without training it: parameters, FLOPs, memory."""
+"""The cost of a size, computed without training: parameters, FLOPs and activation memory."""
 
 import copy
 from dataclasses import dataclass
@@ -15,10 +15,15 @@ from ..model.modeling_vit_scratch import ViTScratchConvStem, ViTScratchForImageC
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a model: `parameters` and `flops`, those of one image's forward pass, by part; `tokens`, the sequence length.
+    """Cost of a model.
 
-    FLOPs are those of matrix products and convolutions, a multiplication and an addition each, as torch counts them.
-    A training step takes about three times as many.
+    Only matrix products and convolutions are counted as FLOPs, with two FLOPs per multiply-add, like in torch. A
+    training step takes about three times the FLOPs of the forward pass.
+
+    Args:
+        parameters: number of parameters of each part.
+        flops: FLOPs of each part, for the forward pass of one image.
+        tokens: sequence length.
     """
 
     parameters: dict[str, int]
@@ -35,9 +40,9 @@ class Cost:
 
 
 def cost(config: ViTScratchConfig) -> Cost:
-    """The cost of a [`ViTScratchForImageClassification`], from its config alone: in microseconds, for a search.
+    """The cost of a [`ViTScratchForImageClassification`], computed from its config in microseconds.
 
-    With a class token the last block computes this one alone, as the model does where only logits are read.
+    With a class token the last block computes only this token, as in the model when it returns only logits.
     """
     width, hidden, tokens = config.hidden_size, config.intermediate_size, config.num_tokens
     rows, columns = config.grid_size
@@ -48,7 +53,7 @@ def cost(config: ViTScratchConfig) -> Cost:
     else:
         stem_parameters = channels * patch**2 * width + width  # equation 1
         stem_flops = 2 * rows * columns * channels * patch**2 * width
-    asking = [tokens] * (config.num_hidden_layers - 1) + [1 if config.pooling == "cls" else tokens]
+    num_queries = [tokens] * (config.num_hidden_layers - 1) + [1 if config.pooling == "cls" else tokens]
     bias = 3 * width if config.qkv_bias else 0
     layers = config.num_hidden_layers
     parameters = {
@@ -62,15 +67,15 @@ def cost(config: ViTScratchConfig) -> Cost:
     }
     flops = {
         "stem": stem_flops,
-        "attention": sum(2 * (3 * tokens * width**2 + 2 * q * tokens * width + q * width**2) for q in asking),
-        "MLP": sum(2 * 2 * q * width * hidden for q in asking),
+        "attention": sum(2 * (3 * tokens * width**2 + 2 * q * tokens * width + q * width**2) for q in num_queries),
+        "MLP": sum(2 * 2 * q * width * hidden for q in num_queries),
         "head": 2 * width * config.num_labels,
     }
     return Cost(parameters, flops, tokens)
 
 
 def module_cost(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int]:
-    """Parameters, and FLOPs of the forward pass of one image `(num_channels, height, width)`, of any model."""
+    """Parameters of any model, and FLOPs of its forward pass for an image of `shape` (num_channels, height, width)."""
     model = copy.deepcopy(model).to("meta").eval()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.empty(1, *shape, device="meta"))
@@ -78,7 +83,7 @@ def module_cost(model: nn.Module, shape: tuple[int, int, int]) -> tuple[int, int
 
 
 class _ConvStem(NamedTuple):
-    """The fields of the config that the hybrid's CNN depends on."""
+    """The fields of the config that determine the convolutional stem."""
 
     num_channels: int
     patch_size: int
@@ -89,7 +94,7 @@ class _ConvStem(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _conv_stem(fields: _ConvStem, num_patches: int) -> tuple[int, int]:
-    """Parameters of the hybrid's CNN and its FLOPs for an image of `num_patches` patches, from its layers."""
+    """Parameters of the convolutional stem, and its FLOPs for an image of `num_patches` patches."""
     with torch.device("meta"):
         config = ViTScratchConfig(image_size=fields.patch_size, stem="conv", num_attention_heads=1, **fields._asdict())
         stem = ViTScratchConvStem(config)
@@ -102,10 +107,10 @@ def _conv_stem(fields: _ConvStem, num_patches: int) -> tuple[int, int]:
 
 
 def activation_bytes(config: ViTScratchConfig, batch_size: int) -> int:
-    """Bytes that a training step in fp32 keeps from the forward pass for the backward pass, without the weights.
+    """Bytes of activations that a training step in fp32 keeps for the backward pass, without the weights.
 
-    With the plain (eager) attention, which keeps its weights `(batch_size, num_attention_heads, T, T)`; nothing is
-    computed for it. In bf16 it is about half.
+    They are determined on the meta device, without computing anything, for eager attention, which keeps its weights
+    `(batch_size, num_attention_heads, T, T)`. In bf16 they are about half.
     """
     kept: dict[int, int] = {}
     config = copy.deepcopy(config)
@@ -125,5 +130,5 @@ def activation_bytes(config: ViTScratchConfig, batch_size: int) -> int:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = model(pixels, labels=labels).loss
     total = sum(kept.values())
-    del loss  # until here it holds the graph, and so the storages whose addresses tell them apart
+    del loss  # it keeps the graph alive, so that no storage is freed and its address reused
     return total

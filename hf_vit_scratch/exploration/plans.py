@@ -1,4 +1,4 @@
-"""The plans of the two studies: which trainings to make, as far as what is found so far tells."""
+"""The plans of the two studies: which trainings to run, given the results so far."""
 
 import dataclasses
 import math
@@ -14,7 +14,18 @@ Plan = Callable[[TrialRunner, dict[str, float]], list[Spec]]
 
 
 def plan_sizes(runner: TrialRunner, found: dict[str, float]) -> list[Spec]:
-    """Learning rates for each width at a middle depth; the grid; the best few again, on the rows kept for that."""
+    """Plan the study of sizes, in three stages.
+
+    1. For each width, all learning rates at the middle depth.
+    2. All widths and depths, with the best learning rate of the width.
+    3. The best three sizes with three seeds each, measured on the rows for confirming.
+
+    Args:
+        runner: bounds and limits.
+        found: negative log-likelihood of each finished training, by `Spec.key`.
+
+    Returns: the trainings of all stages that can be planned so far.
+    """
     bounds, tuning, depths = runner.bounds, {}, {}
     for width in bounds["hidden_size"]:
         drawn = ({"hidden_size": width, "num_hidden_layers": depth} for depth in bounds["num_hidden_layers"])
@@ -36,7 +47,14 @@ def plan_sizes(runner: TrialRunner, found: dict[str, float]) -> list[Spec]:
 
 
 def plan_data(runner: TrialRunner, found: dict[str, float]) -> list[Spec]:
-    """A learning rate for each family, all with as many tries; then each with ever more images, thrice."""
+    """Plan the study of the number of images, in two stages.
+
+    1. For each family (plain ViT, ViT with convolutional stem, CNN), all learning rates with all images.
+    2. Each family with its best learning rate, for each fraction of the images, with and without augmentation, with
+       three seeds each, measured on the rows for confirming.
+
+    Arguments and return value are those of [`plan_sizes`].
+    """
     rates = runner.bounds["learning_rate"]
     tuning = {name: [Spec(name, fields, rate) for rate in rates] for name, fields in runner.families.items()}
     plan = [spec for specs in tuning.values() for spec in specs]

@@ -1,4 +1,4 @@
-"""Plots of an exploration, as PNG."""
+"""Plots of an exploration, as PNG files."""
 
 import os
 
@@ -11,16 +11,24 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethod
 
 
 def pareto_front(points: pd.DataFrame, cost: str) -> pd.DataFrame:
-    """The points than which none both costs as little and errs less, by rising `cost`; columns as in `plot_sizes`."""
+    """The Pareto front of cost and error rate, in order of rising cost.
+
+    Args:
+        points: a row for each size, with columns as in [`plot_sizes`].
+        cost: name of the column with the cost.
+
+    Returns: the rows with a lower `error_rate` than all rows of lower or equal cost.
+    """
     points = points.sort_values([cost, "error_rate"])
     return points[points.error_rate < points.error_rate.cummin().shift(fill_value=float("inf"))]
 
 
 def plot_sizes(setups: pd.DataFrame, file: str | os.PathLike) -> None:
-    """Error rate against parameters, FLOPs and training time, the Pareto front of each marked.
+    """Plot the error rate against parameters, FLOPs and training time, with the Pareto front of each.
 
-    `setups` has a row for each size: `error_rate`, its spread over seeds `error_rate_std`, `parameters`, `flops`,
-    `seconds`, `confirming`, and fields of the config, of which width tells the colours apart and depth the marks.
+    `setups` has a row for each size, with the columns `error_rate`, `error_rate_std` (standard deviation over seeds),
+    `parameters`, `flops`, `seconds`, `confirming`, `hidden_size`, which is shown as the colour, and
+    `num_hidden_layers`, which is shown as the size of the mark.
     """
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     panels = figure.subplots(1, 3, sharey=True)
@@ -48,10 +56,10 @@ def plot_sizes(setups: pd.DataFrame, file: str | os.PathLike) -> None:
 
 
 def plot_images_needed(setups: pd.DataFrame, file: str | os.PathLike) -> None:
-    """Error rate against the number of training images, a line for each family, with and without augmentation.
+    """Plot the error rate against the number of training images, one line per family, with and without augmentation.
 
-    `setups` has a row for each point: `train_images`, `error_rate`, its spread over seeds `error_rate_std`, `family`,
-    `augmented`.
+    `setups` has a row for each point, with the columns `train_images`, `error_rate`, `error_rate_std` (standard
+    deviation over seeds), `family` and `augmented`.
     """
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -71,7 +79,7 @@ def plot_images_needed(setups: pd.DataFrame, file: str | os.PathLike) -> None:
 
 
 def _scale(panel: Axes, error_rates: pd.Series) -> None:
-    """Logarithmic axes with numbers as people write them; where an error rate is 0, that axis is linear."""
+    """Set logarithmic axes with plain numbers. The axis of the error rate is linear if a rate is 0."""
     panel.set(xscale="log", yscale="log" if (error_rates > 0).all() else "linear")
     for axis, marks, written in (
         (panel.xaxis, (1, 2, 5), EngFormatter(sep="")),

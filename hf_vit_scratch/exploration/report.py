@@ -1,4 +1,4 @@
-"""What an exploration leaves: a table as CSV and Markdown, plots, and the best size as a recipe."""
+"""The report of an exploration: tables as CSV and Markdown, plots, and the best size as a recipe."""
 
 from pathlib import Path
 
@@ -10,11 +10,11 @@ from .plots import plot_images_needed, plot_sizes
 
 CSV_NAME, TABLE_NAME, BEST_NAME = "results.csv", "results.md", "best.yaml"
 SIZES_PLOT, IMAGES_PLOT = "sizes.png", "images.png"
-_STILL_FALLING = 0.05  # so much of its negative log-likelihood went in the last fifth of a training
+_STILL_FALLING = 0.05  # relative fall of the negative log-likelihood in the last fifth of a training
 
 
 def summary(findings: list[dict]) -> str:
-    """The best ViT so far on the rows for choosing, in a few words."""
+    """The best ViT so far on the rows for choosing, as a short text."""
     complete = [one for one in findings if one["state"] == "complete" and not one["spec"]["confirming"]]
     complete = [one for one in complete if "ViT" in one["spec"]["family"]]
     if not complete:
@@ -26,12 +26,12 @@ def summary(findings: list[dict]) -> str:
 
 
 def write_findings(findings: list[dict], folder: Path, settings: dict) -> None:
-    """The table as CSV, a trial a line, and as Markdown, a setup a line; the best ViT as a recipe.
+    """Write a CSV table with a line per trial, a Markdown table with a line per setup, and the best ViT as a recipe.
 
     Args:
-        findings: of [`explore`], a trial each.
-        folder: where the files go.
-        settings: of the exploration: study, data, rows, recipe.
+        findings: results of [`explore`], one for each trial.
+        folder: folder for the files.
+        settings: settings of the exploration: study, data, number of images of each split, recipe.
     """
     if not findings:
         return
@@ -44,7 +44,7 @@ def write_findings(findings: list[dict], folder: Path, settings: dict) -> None:
 
 
 def write_plots(findings: list[dict], folder: Path, study: str) -> None:
-    """Error against cost, or for the study of data, once something is confirmed, against the number of images."""
+    """Plot the error rate against the cost, or, in the study of data, against the number of training images."""
     if not findings:
         return
     table, setting = _table(findings)
@@ -52,7 +52,7 @@ def write_plots(findings: list[dict], folder: Path, study: str) -> None:
     if study == "data":
         setups = setups[setups.confirming]
         plot, name = plot_images_needed, IMAGES_PLOT
-    else:  # of a size that was tried with several learning rates the best
+    else:  # for each size only its best learning rate
         setups = setups.sort_values("nll").drop_duplicates([one for one in setting if one != "learning_rate"])
         plot, name = plot_sizes, SIZES_PLOT
     if not setups.empty:
@@ -60,7 +60,7 @@ def write_plots(findings: list[dict], folder: Path, study: str) -> None:
 
 
 def _table(findings: list[dict]) -> tuple[pd.DataFrame, list[str]]:
-    """A row for each trial; and the columns that say what was trained, alike in rows that differ in the seed alone."""
+    """A table with a row for each trial; and the names of the columns that define a setup, without the seed."""
     rows, fields = [], {}
     for finding in findings:
         spec, curve = finding["spec"], finding.get("curve")
@@ -83,16 +83,16 @@ def _table(findings: list[dict]) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _setups(table: pd.DataFrame, setting: list[str]) -> pd.DataFrame:
-    """A row for each setup that was trained to the end: means over its seeds, and the spread of what was measured."""
+    """A row for each setup with completed trials: means and standard deviations over its seeds."""
     complete = table[table.state == "complete"]
     if complete.empty:
         return pd.DataFrame(columns=[*setting, "nll"])
     costs = ["seconds_per_epoch", "images_per_second", "peak_memory_mb", "seconds"]
     first = complete.groupby(setting, dropna=False, sort=False).hardware.transform("first")
-    # Several machines may have worked at it: a mean over them would be the time on none.
+    # If several machines have worked on a setup, use times of the first, since a mean over machines has no meaning.
     complete = complete.assign(**complete[costs].where(complete.hardware == first))
     means = ("parameters", "flops", *costs, "train_images", "num_images", "errors", "error_rate")
-    found = complete.groupby(setting, dropna=False, sort=False).agg(
+    setups = complete.groupby(setting, dropna=False, sort=False).agg(
         seeds=("seed", "count"),
         hardware=("hardware", "first"),
         **{name: (name, "mean") for name in means},
@@ -102,39 +102,41 @@ def _setups(table: pd.DataFrame, setting: list[str]) -> pd.DataFrame:
         nll_std=("negative_log_likelihood", "std"),
         falling=("still_falling", "sum"),
     )
-    return found.reset_index()
+    return setups.reset_index()
 
 
 def _best(setups: pd.DataFrame) -> pd.Series | None:
-    """The ViT that did best on the rows for choosing; those for confirming choose nothing."""
+    """The best ViT on the rows for choosing. The rows for confirming are not used for the choice."""
     vits = setups[setups.family.str.contains("ViT") & ~setups.confirming.astype(bool)]
     return None if vits.empty else vits.loc[vits.nll.idxmin()]
 
 
 def _recipe(best: pd.Series, setups: pd.DataFrame, setting: list[str], trials: int, settings: dict) -> str:
-    """The recipe that was given, with what was found best in it."""
+    """The given recipe with the values of the best setup, as YAML with a comment on its results."""
     about = ("family", "fraction", "augmented", "confirming")
     fields = {name: _plain(best[name]) for name in setting if name not in about and not pd.isna(best[name])}
     recipe = {**settings["recipe"], **fields}
     if fields.get("stem") == "patch":
         recipe = {name: value for name, value in recipe.items() if name not in ("stem_depth", "stem_width")}
-    if recipe.get("muon_learning_rate"):  # it went up and down with the other
+    if recipe.get("muon_learning_rate"):  # it was scaled with the learning rate of AdamW
         recipe["muon_learning_rate"] *= recipe["learning_rate"] / settings["recipe"]["learning_rate"]
     same = setups[setups.confirming.astype(bool) & (setups.fraction == 1) & setups.augmented.astype(bool)]
     for name in ("family", "learning_rate", *fields):
         same = same[same[name] == best[name]]
     lines = [
         f"The best of {trials} trials of `vit-scratch explore`, study {settings['study']}, on {settings['data']}:",
-        f"{best.errors:.0f} wrong of {best.num_images:,.0f} on the rows that it was chosen on, which flatters it.",
+        f"{best.errors:.0f} wrong of {best.num_images:,.0f} on the rows that it was chosen on, a biased estimate.",
     ]
     for _, row in same.iterrows():
         wrong = _spread(row.errors, row.errors_std, ".1f")
-        lines.append(f"{wrong} wrong of {row.num_images:,.0f} others, over {row.seeds} seeds.")
+        lines.append(
+            f"{wrong} wrong of {row.num_images:,.0f} other rows (mean and standard deviation over {row.seeds} seeds)."
+        )
     return "".join(f"# {line}\n" for line in lines) + yaml.safe_dump(recipe, sort_keys=False)
 
 
 def _plain(value):
-    """Of numpy and pandas, which turn integers into floats where a row has none."""
+    """A plain Python value. pandas turns integers into floats if the column has missing values."""
     value = value.item() if hasattr(value, "item") else value
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
@@ -146,20 +148,21 @@ def _markdown(table: pd.DataFrame, setups: pd.DataFrame, setting: list[str], set
     lines = [
         f"# {settings['study']}: {settings['data']}",
         "",
-        f"Trained on {train:,} images or a part of them, all seeing as many as in "
-        f"{settings['recipe']['num_train_epochs']:g} epochs of all. Choices were made on {validation:,} held-out "
-        f"images; what is confirmed was measured on {confirm:,} others. Trials: {states}. Hardware: "
-        f"{'; '.join(hardware) or 'none yet'}. Times are without evaluation and compilation, memory is what the "
-        "training took beyond what the process had.",
+        f"Models were trained on {train:,} images or a fraction of them. Every training processes as many images as "
+        f"{settings['recipe']['num_train_epochs']:g} epochs of all images. Choices were made on {validation:,} "
+        f"held-out images, and chosen setups were confirmed on {confirm:,} other images. Trials: {states}. Hardware: "
+        f"{'; '.join(hardware) or 'none yet'}. Times exclude evaluation and compilation. Memory is the peak during "
+        "the training, minus the memory of the process before it.",
         "",
-        "The best of many on the rows that it was chosen on looks better than it is; what is confirmed does not.",
+        "The error rate of the best setup on the rows for choosing is too optimistic, because it was selected on "
+        "them. Confirmed error rates are unbiased.",
     ]
     if len(setups) and (falling := int(setups.falling.sum())):
         lines += [
             "",
             f"In {falling} of {setups.seeds.sum()} trainings the negative log-likelihood fell by more than "
-            f"{_STILL_FALLING:.0%} in the last fifth (marked: falling). A rate that falls to 0 makes for that; what "
-            "a longer schedule would bring, it does not say.",
+            f"{_STILL_FALLING:.0%} in the last fifth (column: falling). A learning rate that falls to 0 causes this, "
+            "so it does not show whether a longer schedule would help.",
         ]
     varied = [name for name in setting if name != "confirming" and table[name].nunique(dropna=False) > 1]
     varied += ["hardware"] if len(hardware) > 1 else []
@@ -167,7 +170,7 @@ def _markdown(table: pd.DataFrame, setups: pd.DataFrame, setting: list[str], set
         part = setups[setups.confirming == confirming].sort_values("nll")
         if part.empty:
             continue
-        head = [*varied, "parameters", "MFLOP an image", "s an epoch", "images/s", "peak MB", "seeds", "wrong"]
+        head = [*varied, "parameters", "MFLOP per image", "s per epoch", "images/s", "peak MB", "seeds", "wrong"]
         head += ["error rate", "negative log-likelihood", "falling"]
         lines += ["", f"## {title}", "", f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}"]
         for _, row in part.iterrows():

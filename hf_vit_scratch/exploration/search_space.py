@@ -1,4 +1,4 @@
-"""What an exploration varies: bounds as they are written, and as Optuna's distributions."""
+"""The varied parameters of an exploration: their bounds, and the distributions of Optuna."""
 
 import math
 import random
@@ -8,8 +8,8 @@ import yaml
 from optuna import Trial
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-# What is searched where --bounds says nothing, and the grids of the two studies. A list is a choice; low and high,
-# with step or log, a range.
+# Default bounds of each study, which --bounds overrides. A list is a choice of values. low and high, with step or log,
+# are a range.
 BOUNDS = {
     "search": {
         "hidden_size": {"low": 32, "high": 192, "step": 16},
@@ -35,9 +35,10 @@ BOUNDS = {
 
 
 def read_bounds(study: str, file: str | None) -> dict:
-    """Those of the kind of study, with what the YAML file of `--bounds` has in their place.
+    """The bounds of a study, with the values of the YAML file of `--bounds`.
 
-    Raises: ValueError, in one line, for a file that is no such YAML, an unknown name, an empty or impossible range.
+    Raises: ValueError, in one line, if the study or a name is unknown, the file is not a YAML mapping, or a range is
+        invalid. OSError if the file cannot be read.
     """
     if study not in BOUNDS:
         raise ValueError(f"study must be one of {', '.join(BOUNDS)}, got {study!r}.")
@@ -45,18 +46,18 @@ def read_bounds(study: str, file: str | None) -> dict:
     if file is None:
         return bounds
     try:
-        told = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        given = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"bounds {file} is not YAML: {error}") from error
-    if not isinstance(told, dict):
-        raise ValueError(f"bounds {file} must be a mapping of names to values, got {type(told).__name__}.")
-    if unknown := sorted(map(str, told.keys() - bounds.keys())):
+    if not isinstance(given, dict):
+        raise ValueError(f"bounds {file} must be a mapping of names to values, got {type(given).__name__}.")
+    if unknown := sorted(map(str, given.keys() - bounds.keys())):
         raise ValueError(f"bounds {file}: unknown {', '.join(unknown)}; expected {', '.join(bounds)}.")
-    return {name: _bound(name, told.get(name, default), default) for name, default in bounds.items()}
+    return {name: _bound(name, given.get(name, default), default) for name, default in bounds.items()}
 
 
-def _bound(name: str, told, default):
-    """A bound as it is written: a list, or low and high with step or log; checked."""
+def _bound(name: str, given, default):
+    """Check a bound: a list, or low and high with step or log."""
     like = default[0] if isinstance(default, list) else default["low"]
     kinds = (int, float) if isinstance(like, float) else (type(like),)
 
@@ -67,10 +68,10 @@ def _bound(name: str, told, default):
         return float(one) if isinstance(like, float) else one
 
     try:
-        if isinstance(told, list) and told:
-            return sorted({value(one) for one in told}) if not isinstance(like, str) else list(map(value, told))
-        low, high = value(told["low"]), value(told["high"])
-        rest = {key: told[key] for key in told.keys() - {"low", "high"}}
+        if isinstance(given, list) and given:
+            return sorted({value(one) for one in given}) if not isinstance(like, str) else list(map(value, given))
+        low, high = value(given["low"]), value(given["high"])
+        rest = {key: given[key] for key in given.keys() - {"low", "high"}}
         allowed = {"log": bool} if isinstance(like, float) else {"step": int}
         if isinstance(default, list) or low > high or any(type(rest[key]) is not allowed[key] for key in rest):
             raise ValueError
@@ -79,11 +80,11 @@ def _bound(name: str, told, default):
         return {"low": low, "high": high, **rest}
     except (ValueError, TypeError, KeyError) as error:
         shape = "a list" if isinstance(default, list) else "a list, or low and high,"
-        raise ValueError(f"bounds: {name} must be {shape} of values like {like!r}, got {told!r}.") from error
+        raise ValueError(f"bounds: {name} must be {shape} of values like {like!r}, got {given!r}.") from error
 
 
 def distribution(bound: list | dict) -> BaseDistribution:
-    """Optuna's, of a bound."""
+    """The distribution of Optuna for a bound."""
     if isinstance(bound, list):
         return CategoricalDistribution(bound)
     if isinstance(bound["low"], int):
@@ -92,14 +93,14 @@ def distribution(bound: list | dict) -> BaseDistribution:
 
 
 def values(distribution: BaseDistribution) -> list:
-    """All of a choice or of a range of integers."""
+    """All values of a choice or of a range of integers."""
     if isinstance(distribution, CategoricalDistribution):
         return list(distribution.choices)
     return list(range(distribution.low, distribution.high + 1, distribution.step))
 
 
 def draw(distribution: BaseDistribution, source: random.Random):
-    """One value, uniformly, or log-uniformly where the distribution is so."""
+    """Draw a value, uniformly or, for a logarithmic distribution, log-uniformly."""
     if isinstance(distribution, CategoricalDistribution):
         return source.choice(distribution.choices)
     low, high = distribution.low, distribution.high
@@ -109,7 +110,7 @@ def draw(distribution: BaseDistribution, source: random.Random):
 
 
 def suggest(trial: Trial, name: str, distribution: BaseDistribution):
-    """The value that a trial is to have."""
+    """Let Optuna suggest a value for a trial."""
     if isinstance(distribution, CategoricalDistribution):
         return trial.suggest_categorical(name, distribution.choices)
     if isinstance(distribution, IntDistribution):

@@ -1,4 +1,4 @@
-"""One training of an exploration, described."""
+"""The description of one training of an exploration."""
 
 import dataclasses
 import json
@@ -8,16 +8,16 @@ PLAIN, STEM, CNN = "plain ViT", "ViT with convolutional stem", "CNN"
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """One training of a study.
+    """Description of one training.
 
     Args:
-        family: "ViT" in a search and in the study of sizes; in that of data also which one, or the CNN.
-        fields: of the config; of the CNN its widths.
-        learning_rate: peak of the schedule.
-        seed: of the weights, the order of images, the augmentation, and which images a part consists of.
-        fraction: of the training images.
-        augmented: as the recipe says, or not at all.
-        confirming: measured on the rows that no choice was made on.
+        family: "ViT" in a search and in the study of sizes; `PLAIN`, `STEM` or `CNN` in the study of data.
+        fields: fields of the config, or the widths of the CNN.
+        learning_rate: peak learning rate of the schedule.
+        seed: seed of the weights, the order of the images, the augmentation, and which fraction of the images is used.
+        fraction: fraction of the training images to use.
+        augmented: whether to use the augmentation of the recipe.
+        confirming: whether to measure on the rows for confirming, on which no choice is made.
     """
 
     family: str
@@ -30,5 +30,5 @@ class Spec:
 
     @property
     def key(self) -> str:
-        """The same for equal specs."""
+        """A string that is equal for equal specs."""
         return json.dumps(dataclasses.asdict(self), sort_keys=True)

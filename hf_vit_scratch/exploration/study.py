@@ -1,7 +1,7 @@
-"""Search for a size, and two fixed studies: which sizes are worth their cost, and what the number of images does.
+"""The search for a size, and the studies of sizes and of the number of images.
 
-Each training is a trial of an Optuna study: it is stored when it ends, and what is stored is not done again. What a
-trial has to do is a `Spec`: a search draws it, a study has planned it.
+Each training is a trial of an Optuna study. Finished trials are stored and not repeated. A `Spec` describes the
+training of a trial: the search draws it, the two studies plan it.
 """
 
 import dataclasses
@@ -34,11 +34,11 @@ from .trial import TrialRunner
 
 STORAGE_NAME, STUDY_NAME = "trials.db", "study.json"
 _STORAGE_ERRORS = (SQLAlchemyError, optuna.exceptions.StorageInternalError)
-_STALE_SECONDS = 180  # a trial whose process gives no sign of life for this long is done again
+_STALE_SECONDS = 180  # a trial whose process sends no heartbeat for this long is repeated
 
 
 class _FeasibleSampler(optuna.samplers.TPESampler):
-    """TPE over sizes that there are, within the limits: others are drawn again, and never tried."""
+    """TPE over valid sizes within the limits. Other sizes are drawn again and never trained."""
 
     def __init__(self, runner: TrialRunner):
         super().__init__(seed=runner.training.seed)
@@ -54,9 +54,9 @@ class _FeasibleSampler(optuna.samplers.TPESampler):
                 break
             if self._allows(params):
                 return params
-        # Drawn anew for each trial: a search that goes on, or another process, would begin with the same ones again.
+        # One seed per trial: a resumed search, or another process, would otherwise repeat the same draws.
         source = random.Random(f"{self._runner.training.seed} {trial.number}")
-        while True:  # there is one: it was looked for before the study began
+        while True:  # ends, since TrialRunner has checked that a valid size exists
             params = {name: draw(one, source) for name, one in search_space.items()}
             if self._allows(params):
                 return params
@@ -66,50 +66,50 @@ class _FeasibleSampler(optuna.samplers.TPESampler):
 
 
 class _Study:
-    """The Optuna study of a [`TrialRunner`], and what it has found.
+    """The Optuna study of a [`TrialRunner`], with its findings.
 
-    A search draws its trials; the other kinds have a plan, which grows with what is found. Several processes, also on
-    several machines, can work on one storage.
+    The search draws its trials. The two studies have a plan, which grows with the findings. Several processes, also on
+    several machines, can share one storage.
     """
 
     def __init__(self, runner: TrialRunner, url: str):
         kind = runner.explore.study
         self.runner, self.plan, searching = runner, PLANS.get(kind), kind == "search"
         self._again = optuna.storages.RetryHeartbeatStaleTrialCallback()
-        self._signed: set[int] = set()
+        self._with_heartbeat: set[int] = set()
         try:
             self.storage = optuna.storages.RDBStorage(
                 url,
                 heartbeat_interval=_STALE_SECONDS // 3,
                 grace_period=_STALE_SECONDS,
-                heartbeat_stale_trial_callback=self._again if searching else None,  # a plan has it still
+                heartbeat_stale_trial_callback=self._again if searching else None,  # a plan still contains the trial
             )
             self.study = optuna.create_study(
                 storage=self.storage,
                 study_name=f"vit-scratch {kind}, {runner.source}",
                 sampler=_FeasibleSampler(runner) if searching else None,
-                # Hopeless: after two of five parts worse than three quarters of the others were there.
+                # Prunes a trial in the worst quarter, from the second of its five evaluations on.
                 pruner=optuna.pruners.PercentilePruner(75.0, n_warmup_steps=2)
                 if searching
                 else optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
-            told = self.study.user_attrs.get("settings")
-            if told is None:
+            stored = self.study.user_attrs.get("settings")
+            if stored is None:
                 self.study.set_user_attr("settings", runner.record)
-        except (*_STORAGE_ERRORS, ImportError) as error:  # a database may want a driver that is not installed
-            raise _lost(url, error) from error
-        if told is not None:
-            _check_same(told, runner.record, "--output_dir or --storage")
+        except (*_STORAGE_ERRORS, ImportError) as error:  # ImportError: the driver of the database is not installed
+            raise _storage_error(url, error) from error
+        if stored is not None:
+            _check_same(stored, runner.record, "--output_dir or --storage")
 
     def findings(self) -> list[dict]:
-        """What is finished, in the order of the trials."""
+        """The findings of finished trials, in the order of the trials."""
         states = (TrialState.COMPLETE, TrialState.PRUNED)
         trials = self.study.get_trials(deepcopy=False, states=states)
         return [_finding(trial) for trial in trials if "spec" in trial.user_attrs and "twice" not in trial.user_attrs]
 
     def missing(self) -> list[Spec] | int:
-        """What is left to do, as far as it is known: specs of the plan, or how many trials of the search."""
+        """The missing trainings: specs of the plan as known so far, or the number of trials of the search."""
         findings = self.findings()
         if self.plan is None:
             return max(0, self.runner.explore.trials - len(findings))
@@ -117,7 +117,7 @@ class _Study:
         return [spec for spec in self.plan(self.runner, found) if spec.key not in found]
 
     def run(self) -> Iterator[None]:
-        """Train what is missing, one after another; gives control back after each."""
+        """Run the missing trainings, one after the other, and yield after each."""
         while missing := self.missing():
             if self._queue(missing):
                 self._number = None
@@ -126,24 +126,27 @@ class _Study:
                 except KeyboardInterrupt:
                     if self._number is not None and self.plan is None:
                         trial = self.study.trials[self._number]
-                        if trial.state == TrialState.FAIL and "spec" in trial.user_attrs:  # all of it was drawn
+                        if trial.state == TrialState.FAIL and "spec" in trial.user_attrs:  # the spec was complete
                             self._again(self.study, trial)
                     raise
-            else:  # other processes are at the rest, or were: a trial without a sign of life for long is done again
-                self._give_a_first_sign()
+            else:  # other processes run the remaining trials; those without a heartbeat are repeated
+                self._record_first_heartbeats()
                 time.sleep(min(5, _STALE_SECONDS / 3))
                 optuna.storages.fail_stale_trials(self.study)
             yield
 
-    def _give_a_first_sign(self) -> None:
-        """For each running trial, once: Optuna takes none for dead that was killed before it gave one itself."""
+    def _record_first_heartbeats(self) -> None:
+        """Record one heartbeat for each running trial.
+
+        Optuna never considers a trial as stale whose process was killed before its first heartbeat.
+        """
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if trial.number not in self._signed:
+            if trial.number not in self._with_heartbeat:
                 self.storage.record_heartbeat(trial._trial_id)
-                self._signed.add(trial.number)
+                self._with_heartbeat.add(trial.number)
 
     def _queue(self, missing: list[Spec] | int) -> bool:
-        """See to it that a trial waits, unless others are at all that is missing."""
+        """Enqueue a trial if needed. Returns whether there is one to run: False if others run all missing trials."""
         at_work = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.WAITING))
         if any(trial.state == TrialState.WAITING for trial in at_work):
             return True
@@ -163,19 +166,19 @@ class _Study:
             spec = Spec("ViT", self.runner.fields(drawn), rate, self.runner.training.seed)
             trial.set_user_attr("spec", dataclasses.asdict(spec))
         else:
-            if "spec" not in trial.user_attrs:  # another process was faster to take the one that waited
+            if "spec" not in trial.user_attrs:  # another process has taken the waiting trial
                 raise optuna.TrialPruned
             spec = Spec(**trial.user_attrs["spec"])
             states = (TrialState.COMPLETE, TrialState.RUNNING)
             others = self.study.get_trials(deepcopy=False, states=states)
             before = [other for other in others if other.number < trial.number and "spec" in other.user_attrs]
             if any(_key(other.user_attrs["spec"]) == spec.key for other in before):
-                trial.set_user_attr("twice", True)  # two processes have queued it at the same moment
+                trial.set_user_attr("twice", True)  # two processes have enqueued it at the same time
                 raise optuna.TrialPruned
         try:
             measured = self.runner.train(spec, trial if searching else None)
         except (RuntimeError, MemoryError) as error:
-            # On a GPU an error of its own; on a CPU any RuntimeError, with words like these.
+            # A GPU raises OutOfMemoryError. A CPU raises a RuntimeError with this text.
             if not isinstance(error, (torch.OutOfMemoryError, MemoryError)) and "not enough memory" not in str(error):
                 raise
             trial.set_user_attr("failed", "out of memory")
@@ -191,15 +194,15 @@ class _Study:
 
 
 def _finding(trial: FrozenTrial) -> dict:
-    """A row: the trial's number and state, its spec, what was measured."""
-    told = trial.user_attrs
+    """The finding of a trial: its number, state, spec and results."""
+    attributes = trial.user_attrs
     done = trial.state == TrialState.COMPLETE
     return {
         "trial": trial.number,
-        "state": "complete" if done else told.get("failed", "stopped early"),
-        "spec": told["spec"],
+        "state": "complete" if done else attributes.get("failed", "stopped early"),
+        "spec": attributes["spec"],
         "value": trial.value if done else math.inf,
-        **told.get("measured", {}),
+        **attributes.get("measured", {}),
     }
 
 
@@ -207,10 +210,10 @@ def _key(spec: dict) -> str:
     return Spec(**spec).key
 
 
-def _check_same(told: dict, settings: dict, others: str) -> None:
-    """Whether a study that is there has the settings of this one."""
-    if told != settings:
-        before, now = ({**one, **one.get("recipe", {})} for one in (told, settings))
+def _check_same(stored: dict, settings: dict, others: str) -> None:
+    """Raises: ValueError if an existing study has other settings than this one."""
+    if stored != settings:
+        before, now = ({**one, **one.get("recipe", {})} for one in (stored, settings))
         name = next(one for one in (now | before) if one != "recipe" and before.get(one) != now.get(one))
         raise ValueError(
             f"{others} holds a study with {name} {before.get(name)!r}, and this command asks for {now.get(name)!r}. "
@@ -218,18 +221,20 @@ def _check_same(told: dict, settings: dict, others: str) -> None:
         )
 
 
-def _lost(url: str, error: Exception) -> ValueError:
+def _storage_error(url: str, error: Exception) -> ValueError:
     reason = " ".join(str(error.__cause__ or error).split())
     hint = ". Install the driver of that database." if isinstance(error, ImportError) else ""
     return ValueError(f"no trials can be stored in {url.rpartition('@')[2]}: {reason[:300]}{hint}")
 
 
 def explore(explore: ExploreArguments, recipe: dict, settings: Settings) -> list[dict]:
-    """Run a search or a study, or go on with one, and leave its report. Takes what [`parse_exploration`] returns.
+    """Run or continue a search or a study, and write its report.
 
-    Returns: the findings, one for each trial. After Ctrl-C the report is that of what is finished.
+    The arguments are those that [`parse_exploration`] returns. After Ctrl-C the report covers the finished trials.
 
-    Raises: ValueError or OSError, in one line, for anything that the user can put right.
+    Returns: the findings, one for each trial.
+
+    Raises: ValueError or OSError, in one line, for any error that the user can correct.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -241,7 +246,7 @@ def explore(explore: ExploreArguments, recipe: dict, settings: Settings) -> list
     try:
         with _interruptible() as check_interrupt:
             try:
-                # Trials of an earlier call say nothing of the time that is left.
+                # `initial`: trials of an earlier call must not count for the estimate of the remaining time.
                 with tqdm(desc=explore.study, unit="trial", initial=len(study.findings())) as bar:
                     _show(bar, study)
                     for _ in study.run():
@@ -253,19 +258,21 @@ def explore(explore: ExploreArguments, recipe: dict, settings: Settings) -> list
                 write_findings(findings, output, runner.record)
                 write_plots(findings, output, explore.study)
     except _STORAGE_ERRORS as error:
-        raise _lost(url, error) from error
+        raise _storage_error(url, error) from error
     return findings
 
 
 def _open_study(runner: TrialRunner, output: Path, url: str) -> _Study:
-    """The study of an output folder, a new one or the one that is there if its settings are the same."""
+    """Create the study of an output folder, or open the existing one. Raises: ValueError if its settings differ."""
     if output.exists() and not output.is_dir():
-        raise ValueError(f"output_dir {output} is a file.")
+        raise ValueError(f"output_dir {output} is a file. Choose another --output_dir.")
     record, existed = output / STUDY_NAME, output.exists()
     if record.is_file():
         _check_same(read_json(record), runner.record, "--output_dir")
     elif existed and any(output.iterdir()):
-        raise ValueError(f"output_dir {output} holds files that are not of a study: choose another --output_dir.")
+        raise ValueError(
+            f"output_dir {output} holds files that do not belong to a study. Choose another --output_dir."
+        )
     output.mkdir(parents=True, exist_ok=True)
     try:
         study = _Study(runner, url)
@@ -278,7 +285,7 @@ def _open_study(runner: TrialRunner, output: Path, url: str) -> _Study:
 
 
 def _show(bar: tqdm, study: _Study) -> None:
-    findings, missing = study.findings(), study.missing()  # a plan grows with what is found
+    findings, missing = study.findings(), study.missing()  # a plan grows with the findings
     bar.n = len(findings)
     bar.total = bar.n + (missing if isinstance(missing, int) else len(missing))
     bar.set_postfix_str(summary(findings))
@@ -286,9 +293,9 @@ def _show(bar: tqdm, study: _Study) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], None]]:
-    """Give a function that raises KeyboardInterrupt if Ctrl-C was pressed.
+    """A context with a function that raises KeyboardInterrupt if Ctrl-C was pressed.
 
-    Python only prints an exception that is raised in a destructor, say: whoever calls the function gets it again.
+    Python does not propagate a KeyboardInterrupt that is raised in a destructor. The function raises it again.
     """
     pressed = []
 

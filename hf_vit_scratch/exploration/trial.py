@@ -1,4 +1,4 @@
-"""The trainings of an exploration: on which rows, by which schedule, and what is measured."""
+"""The trainings of an exploration: their rows, their schedule, and what is measured."""
 
 import json
 import math
@@ -31,38 +31,42 @@ from .cost import cost, module_cost
 from .search_space import distribution, read_bounds, values
 from .spec import CNN, PLAIN, STEM, Spec
 
-_EVALUATIONS = 5  # along a run
-_LARGEST_FOR_CNN = 64  # pixels: beyond, nobody would keep the full resolution for two convolutions
+_EVALUATIONS = 5  # per training
+_LARGEST_FOR_CNN = 64  # pixels; for larger images two convolutions at full resolution would be too expensive
 
 
 def _check(settings: Settings) -> None:
-    """Refuse what the settings of one run may ask for and an exploration cannot do."""
+    """Raises: ValueError for settings that a run of train.py supports and an exploration does not."""
     check_settings(settings)
     training = settings.training
     if training.max_steps > 0:
-        raise ValueError("max_steps: explore counts the images seen in num_train_epochs of all training images.")
+        raise ValueError(
+            "max_steps is not supported by explore: set num_train_epochs, which determines the number of steps."
+        )
     if settings.run.teacher_epochs:
-        raise ValueError("teacher_epochs must be 0 here: explore compares what models learn by themselves.")
+        raise ValueError("teacher_epochs must be 0: explore compares models that are trained without distillation.")
     if training.push_to_hub:
-        raise ValueError("push_to_hub: explore trains many models. Train best.yaml, and push that model.")
+        raise ValueError("push_to_hub: explore trains many models. Train one with the recipe best.yaml and push it.")
     if training.world_size > 1:
-        raise ValueError("explore runs in one process; start it several times, with one --storage.")
+        raise ValueError(
+            "explore runs in one process. To use several, start it several times with the same --storage."
+        )
     if not training.num_train_epochs > 0:
         raise ValueError(f"num_train_epochs must be above 0, got {training.num_train_epochs}.")
 
 
 class TrialRunner:
-    """Trains what a [`Spec`] describes; all specs on the same rows and with the same schedule.
+    """Trains the models that a [`Spec`] describes, all on the same rows and with the same schedule.
 
-    The labelled rows are cut into three parts: `train`, `validation`, on which choices are made, and `confirm`, as
-    large, on which only the trainings that confirm a choice are measured.
+    The labelled rows are split into three parts: `train`, `validation` for choosing, and `confirm` for confirming,
+    which has as many rows as `validation` and is used only for trainings that confirm a choice.
 
     Args:
-        explore: what is varied, and within which limits.
-        recipe: how to train, by name, as it is recorded.
-        settings: all that is not varied.
+        explore: study, bounds and limits.
+        recipe: values that determine the training, by name, as they are recorded.
+        settings: settings of all trainings.
 
-    Raises: ValueError or OSError, in one line, for anything that the user can put right.
+    Raises: ValueError or OSError, in one line, for any error that the user can correct.
     """
 
     def __init__(self, explore: ExploreArguments, recipe: dict, settings: Settings):
@@ -106,7 +110,7 @@ class TrialRunner:
             )
 
     def _with_schedule(self, settings: Settings) -> Settings:
-        """The schedule of all trials: they see the same number of images, whatever part of them a trial has."""
+        """Set the schedule: all trials process the same number of images, even with a fraction of the images."""
         images = settings.training.num_train_epochs * len(self.splits["train"])
         settings = settings.with_training(
             max_steps=max(_EVALUATIONS, round(images / self.batch)),
@@ -121,20 +125,22 @@ class TrialRunner:
         return settings
 
     def _families(self) -> dict[str, dict]:
-        """For the study of data: the fields of the two ViTs, and the stages of a CNN that costs as much."""
+        """For the study of data: the fields of the two ViTs, and the widths of a CNN of the same cost."""
         if max(self.base.image_height_width) > _LARGEST_FOR_CNN:
             raise ValueError(
-                f"the study of data has a CNN for images of up to {_LARGEST_FOR_CNN} pixels, got "
-                f"{'x'.join(map(str, self.base.image_height_width))}."
+                f"the study of data supports images of up to {_LARGEST_FOR_CNN}x{_LARGEST_FOR_CNN} pixels, because of "
+                f"its CNN; got {'x'.join(map(str, self.base.image_height_width))}."
             )
         deeper = {"stem_depth": 2} if self.base.stem == "patch" else {}
         vits = {PLAIN: {"stem": "patch"}, STEM: {"stem": "conv", **deeper}}
-        plain, _ = (cost(self.config(fields)) for fields in vits.values())  # refused now, and not after an hour
+        plain, _ = (
+            cost(self.config(fields)) for fields in vits.values()
+        )  # checks the configs before the first training
         widths = widths_for(plain.total_parameters, self.base.num_channels, self.base.num_labels)
         return vits | {CNN: {"widths": list(widths)}}
 
     def _smallest(self) -> Iterator[dict]:
-        """The sizes of the least depth and MLP, since cost grows with both; the narrow ones first."""
+        """All sizes with the smallest depth and MLP, since the cost grows with both."""
         options = {name: values(one) for name, one in self.space.items() if name not in ("learning_rate", "fraction")}
         for name in ("num_hidden_layers", "mlp_ratio"):
             options |= {name: options[name][:1]} if name in options else {}
@@ -144,40 +150,40 @@ class TrialRunner:
     def fields(self, drawn: dict) -> dict:
         """The config's fields for the values that were drawn.
 
-        A field that is not drawn keeps the ratio to the width that it has in the recipe: the MLP, and the number of
-        heads, as nearly as the divisors of the width allow.
+        If they are not drawn, the width of the MLP and the number of heads keep their ratio to the width in the
+        recipe. The number of heads is the nearest divisor of the width.
         """
-        told = {name: value for name, value in drawn.items() if name not in ("learning_rate", "mlp_ratio")}
-        width = told.get("hidden_size", self.base.hidden_size)
+        fields = {name: value for name, value in drawn.items() if name not in ("learning_rate", "mlp_ratio")}
+        width = fields.get("hidden_size", self.base.hidden_size)
         ratio = drawn.get("mlp_ratio", self.base.intermediate_size / self.base.hidden_size)
         heads = width * self.base.num_attention_heads / self.base.hidden_size
         divisors = [divisor for divisor in range(1, width + 1) if width % divisor == 0]
         near = min(divisors, key=lambda divisor: (abs(divisor - heads), -divisor))
-        return {"num_attention_heads": near} | told | {"intermediate_size": round(ratio * width)}
+        return {"num_attention_heads": near} | fields | {"intermediate_size": round(ratio * width)}
 
     def config(self, fields: dict) -> ViTScratchConfig:
-        """The config of the recipe with other fields. Raises: ValueError where they do not fit each other."""
-        told = {**self.base.to_dict(), **fields}
-        if told["stem"] == "patch":
-            told |= {"stem_depth": 1, "stem_width": None}
-        return ViTScratchConfig.from_dict(told)
+        """The config of the recipe with some fields changed. Raises: ValueError if they contradict each other."""
+        merged = {**self.base.to_dict(), **fields}
+        if merged["stem"] == "patch":
+            merged |= {"stem_depth": 1, "stem_width": None}
+        return ViTScratchConfig.from_dict(merged)
 
     def allows(self, fields: dict) -> bool:
-        """Whether there is such a size, within the limits."""
+        """Whether the fields are a valid config whose cost is within the limits."""
         try:
-            found = cost(self.config(fields))
+            price = cost(self.config(fields))
         except ValueError:
             return False
-        return found.total_parameters <= (self.explore.max_parameters or math.inf) and found.total_flops <= (
+        return price.total_parameters <= (self.explore.max_parameters or math.inf) and price.total_flops <= (
             self.explore.max_flops or math.inf
         )
 
     def train(self, spec: Spec, trial: optuna.Trial | None = None) -> dict:
-        """Train and measure it. Returns what a finding has beside the spec.
+        """Train and evaluate a model. Returns its results, by the names of their columns in results.csv.
 
-        Raises: TrialPruned where `trial` says that it is hopeless.
+        Raises: TrialPruned if the pruner of `trial` stops the training, or the loss is not finite.
         """
-        torch._dynamo.reset()  # it would compile one forward pass for eight models and no more, without a word
+        torch._dynamo.reset()  # or else dynamo stops compiling after eight models, without a warning
         settings = self._settings_of(spec)
         transformers.set_seed(spec.seed)
         held_out = self.splits["confirm" if spec.confirming else "validation"]
@@ -189,7 +195,7 @@ class TrialRunner:
             trainer.remove_callback(PrinterCallback)
             trainer.add_callback(watch)
             trainer.train()
-        if watch.hopeless:
+        if watch.pruned:
             raise optuna.TrialPruned
         with trainer.average.in_place():
             classifier = Classifier(trainer.model.eval(), self.processor)
@@ -210,7 +216,7 @@ class TrialRunner:
         }
 
     def _settings_of(self, spec: Spec) -> Settings:
-        """The settings with the learning rates, the seed and the augmentation of one training."""
+        """The settings with the learning rates, seed and augmentation of a spec."""
         rate = spec.learning_rate
         settings = self.settings.with_training(learning_rate=rate, seed=spec.seed, data_seed=spec.seed)
         if muon := self.run.muon_learning_rate:
@@ -227,10 +233,10 @@ class TrialRunner:
         config._attn_implementation = self.run.attn_implementation or fastest_attention(
             config.num_tokens, self.training.device, self.training.bf16
         )
-        found = cost(config)
+        price = cost(config)
         return ViTScratchForImageClassification(config), {
-            "parameters": found.total_parameters,
-            "flops": found.total_flops,
+            "parameters": price.total_parameters,
+            "flops": price.total_flops,
         }
 
     def _images(self, spec: Spec) -> datasets.Dataset:
@@ -243,16 +249,16 @@ class TrialRunner:
 
 
 class _Watch(TrainerCallback):
-    """Along one training: the curve, the speed without evaluations and compilation, and whether to go on."""
+    """Records the curve and the speed, without evaluations and compilation, and stops pruned trainings."""
 
     def __init__(self, trial: optuna.Trial | None, batch_size: int):
         self.trial, self.batch_size = trial, batch_size
         self.curve: list[float] = []
-        self.hopeless = False
+        self.pruned = False
         self._evaluating = 0.0
 
     def on_step_begin(self, args, state, control, **kwargs):
-        if state.global_step == min(10, state.max_steps // 10):  # what is compiled is compiled by then
+        if state.global_step == min(10, state.max_steps // 10):  # compilation has ended by then
             self._start, self._first = time.perf_counter(), state.global_step
 
     def on_evaluate(self, args, state, control, metrics, **kwargs):
@@ -260,9 +266,9 @@ class _Watch(TrainerCallback):
         self.curve.append(metrics["eval_negative_log_likelihood"])
         if self.trial is not None and state.global_step < state.max_steps:
             self.trial.report(self.curve[-1], len(self.curve))
-            # A loss that is not a number will not come back.
-            self.hopeless = not math.isfinite(self.curve[-1]) or self.trial.should_prune()
-            control.should_training_stop = self.hopeless
+            # A training cannot recover from a loss that is not finite.
+            self.pruned = not math.isfinite(self.curve[-1]) or self.trial.should_prune()
+            control.should_training_stop = self.pruned
 
     def on_train_end(self, args, state, control, **kwargs):
         seconds = time.perf_counter() - self._start - self._evaluating

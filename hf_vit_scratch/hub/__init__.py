@@ -1,1 +1,1 @@
-"""The model card of a run, and the way of its folder to the Hub."""
+"""The model card of a run, and pushing its folder to the Hub."""

@@ -1,4 +1,4 @@
-"""The model card of an output folder: its template, filled with what a run and an evaluation have measured."""
+"""The model card of an output folder, rendered from a template with the results of the run and of an evaluation."""
 
 from importlib import resources
 from pathlib import Path
@@ -20,7 +20,7 @@ from ..output_folder import (
 )
 from ..settings.flags import complete_settings
 
-# A wheel carries the template inside of the package; a clone has it in model_cards/.
+# In a wheel the template is inside the package, in a clone it is in model_cards/.
 _TEMPLATES = (
     resources.files("hf_vit_scratch.hub") / "model_card_template.md",
     Path(__file__).parents[2] / "model_cards" / "template.md",
@@ -29,16 +29,18 @@ _MEASURED = ("num_images", "errors", "accuracy", "macro_f1", "negative_log_likel
 
 
 def write_card(folder: Path, config: ViTScratchConfig, results: dict, name: str | None = None) -> None:
-    """Write README.md into an output folder, which has its training_args.json and its plots already.
+    """Write the model card, README.md, into an output folder that already holds training_args.json and the plots.
 
-    Where the folder has an evaluation.json, the figures of the card are those of the models in it, which were trained
-    by the same recipe.
+    If the folder has an evaluation.json, the card shows its figures, which were measured with other models of the same
+    recipe.
 
     Args:
-        results: the content of all_results.json; its `validation_...` and `test_...` metrics become the
-            `model-index`. With `unfinished`, such as "step 40 of 400", the card is of a run that goes on;
-            `base_model` is the model that was fine-tuned.
-        name: of the model. Default: the folder's.
+        folder: output folder of a run.
+        config: config of the model.
+        results: the content of all_results.json. Its `validation_...` and `test_...` metrics become the `model-index`.
+            `unfinished`, such as "step 40 of 400", marks a run that is still training. `base_model` is the model that
+            was fine-tuned.
+        name: name of the model. Default: name of the folder.
     """
     name, labels = name or folder.resolve().name, list(config.id2label.values())
     height, width = config.image_height_width
@@ -72,7 +74,7 @@ def write_card(folder: Path, config: ViTScratchConfig, results: dict, name: str 
 def _card_data(
     name: str, config: ViTScratchConfig, results: dict, evaluation: dict | None, has_example: bool
 ) -> ModelCardData:
-    """The metadata at the head of the card, which the Hub reads."""
+    """The metadata of the card, which the Hub reads."""
     data, base = results["data"], results.get("base_model", "")
     measured = [
         _eval_result(data, data, split, results[f"{split}_accuracy"])
@@ -80,14 +82,14 @@ def _card_data(
         if f"{split}_accuracy" in results
     ]
     if evaluation:
-        rows = f"{data}, rows held out from other weights of the recipe"
+        rows = f"{data}, held-out rows of other models of the recipe"
         measured.append(_eval_result(data, rows, "train", evaluation["accuracy"]))
     return ModelCardData(
         license="apache-2.0",
         library_name="transformers",
         pipeline_tag="image-classification",
         tags=["vision", "vit", config.model_type],
-        # The Hub takes its own ids only, and they have a slash. The sample is a part of MNIST.
+        # The Hub accepts only ids of its data sets, which contain a slash. The sample is a part of MNIST.
         datasets=["ylecun/mnist"] if data == SAMPLE else [data] if "/" in data else None,
         base_model=base if "/" in base else None,
         metrics=["accuracy"],

@@ -32,7 +32,7 @@ _HOUSE_DEFAULTS = {
     "per_device_eval_batch_size": 500,
     "hub_strategy": "end",
 }
-# The Trainer's flags that are part of a recipe, because they change the weights. The others set paths, speed and logging.
+# The Trainer's flags that belong to a recipe, since they change the weights. The others set paths, speed and logging.
 TRAINING_OF_A_RECIPE = (
     *("num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
     *("weight_decay", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "label_smoothing_factor", "optim"),
@@ -51,9 +51,9 @@ class DataArguments:
 
     data: str = flag(
         SAMPLE,
-        "sample (5,000 real digits, installed with the package), kaggle (downloads the competition), the competition's "
-        "zip or a folder with its CSVs, an image folder, a Parquet or Arrow dataset on disk, or the id of a dataset on "
-        "the Hub.",
+        "sample (5,000 real digits, installed with the package), kaggle (downloads the competition), the zip of the "
+        "competition or a folder with its CSVs, an image folder, a Parquet or Arrow dataset on disk, or the id of a "
+        "dataset on the Hub.",
     )
     image_column: str = flag("image", "Name of the column with the images.")
     label_column: str = flag("label", "Name of the column with the labels.")

@@ -1,4 +1,4 @@
-"""The main job: `train.py` from its settings to a finished output folder."""
+"""Training: `train.py` from its settings to a finished output folder."""
 
 from .job import main, train
 

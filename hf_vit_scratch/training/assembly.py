@@ -1,4 +1,4 @@
-"""From what a run is told to its config, processor, augmentation and trainer."""
+"""Build config, processor, augmentation and trainer from the settings of a run."""
 
 import datasets
 from torch import nn
@@ -18,11 +18,11 @@ from .trainer import ViTScratchTrainer, metrics_during_training
 def build_config(
     settings: Settings, splits: datasets.DatasetDict, pretrained: Pretrained | None = None
 ) -> ViTScratchConfig:
-    """The config of the named size with the given fields; image size, channels and classes come from the data.
+    """The config of the named size and the given fields. Image size, channels and classes come from the data.
 
-    To fine-tune, size, image size and channels are those of the pre-trained model.
+    For fine-tuning, size, image size and channels come from the pre-trained model.
 
-    Raises: ValueError where fields do not fit each other or the pre-trained model, or no image size is known.
+    Raises: ValueError if fields contradict each other or the pre-trained model, or the image size is unknown.
     """
     fields, training_data = given_fields(settings.model), source_name(settings.data.data)
     names = splits["train"].features["label"].names
@@ -31,7 +31,7 @@ def build_config(
     shape = image_shape(splits["train"])
     if "image_size" not in fields:
         if shape is None:
-            raise ValueError("the images differ in size: give --image_size, or --recipe photos-small for photographs.")
+            raise ValueError("the images differ in size: pass --image_size, or --recipe photos-small for photographs.")
         fields["image_size"] = shape[0] if shape[0] == shape[1] else list(shape[:2])
     fields.setdefault("num_channels", 3 if shape is None else shape[2])
     return ViTScratchConfig.from_size(
@@ -46,9 +46,15 @@ def build_config(
 def build_processor(
     config: ViTScratchConfig, crop_fraction: float | None = None, pretrained: Pretrained | None = None
 ) -> ViTScratchImageProcessor:
-    """The processor for a config: resize to `image_size`, or resize the shorter side and crop the centre.
+    """The image processor for a config. It resizes to `image_size`, or resizes the shorter side and crops the centre.
 
-    To fine-tune, normalization and, unless it is given, `crop_fraction` are those of the pre-trained model.
+    Args:
+        config: determines size and channels.
+        crop_fraction: side of the centre crop as a fraction of the shorter side, above 0 and at most 1. None: the
+            value of the pre-trained model, or no crop.
+        pretrained: model to fine-tune; it determines the normalization.
+
+    Raises: ValueError if `crop_fraction` is out of range.
     """
     height, width = config.image_height_width
     size, others = {"height": height, "width": width}, {"num_channels": config.num_channels}
@@ -66,7 +72,7 @@ def build_processor(
 
 
 def build_augmentation(arguments: AugmentationArguments) -> nn.Module | None:
-    """The module that changes a training batch on the device, or None."""
+    """The module that augments a training batch on the device, or None. Raises: ValueError for invalid arguments."""
     if arguments.augmentation == "none":
         return None
     if arguments.augmentation == "digits":
@@ -91,7 +97,7 @@ def build_augmentation(arguments: AugmentationArguments) -> nn.Module | None:
 def build_trainer(
     model: nn.Module, processor: ViTScratchImageProcessor, splits: datasets.DatasetDict, settings: Settings
 ) -> ViTScratchTrainer:
-    """The trainer of a model on the split train, which it evaluates on the split validation where there is one."""
+    """The trainer of a model on the split train, with evaluation on the split validation if there is one."""
     augmentation, run = settings.augmentation, settings.run
     on_device = build_augmentation(augmentation)
     min_crop_area = augmentation.min_crop_area if augmentation.augmentation == "photos" else None

@@ -1,4 +1,4 @@
-"""What happens beside the steps of a training: the average of the weights, a mild end, a stop where it diverges."""
+"""Callbacks of the Trainer: average of the weights, weaker augmentation at the end, stop of a diverged training."""
 
 import math
 import os
@@ -14,15 +14,16 @@ from ..output_folder import AVERAGE_NAME
 
 
 class WeightAverage(TrainerCallback):
-    """Exponential moving average of weights and buffers: average <- decay * average + (1 - decay) * now, each step.
+    """Exponential moving average of the weights: average <- decay * average + (1 - decay) * weights, after each step.
 
-    The decay rises to its value from 0.1, as (1 + step) / (10 + step), so that the first steps are soon forgotten.
+    The decay is at most (1 + step) / (10 + step), so that the average forgets the initial weights quickly. Buffers
+    with floats are averaged too.
     """
 
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         self.averaged = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-        # A batch norm's running statistics belong to the weights that made them.
+        # The running statistics of batch norm must fit the weights.
         self.averaged |= {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
         self.average = {name: tensor.detach().clone() for name, tensor in self.averaged.items()}
 
@@ -33,7 +34,7 @@ class WeightAverage(TrainerCallback):
 
     @contextmanager
     def in_place(self):
-        """Within it the model has the averaged weights."""
+        """A context in which the model has the averaged weights."""
         self._swap()
         try:
             yield
@@ -56,12 +57,12 @@ class WeightAverage(TrainerCallback):
 
 
 class MildEnd(TrainerCallback):
-    """Weaken the augmentation for the last part of a run, so that it ends on images like those it is asked about.
+    """Weaken the augmentation at the end of a run, so that the last images are like those of the evaluation.
 
     Args:
-        augmentation: its `strength` is set.
-        fraction: of the run's steps, at its end.
-        strength: of the augmentation there, a factor.
+        augmentation: the callback sets its `strength`.
+        fraction: fraction of the training steps, at the end.
+        strength: factor of all amounts in these steps.
     """
 
     def __init__(self, augmentation: DigitAugmentation, fraction: float, strength: float):
@@ -73,16 +74,16 @@ class MildEnd(TrainerCallback):
 
 
 class DivergedError(ValueError):
-    """The loss of a training is not a number any more, and will not be one again."""
+    """The training loss is no longer finite, and training cannot recover."""
 
 
 class StopWhenDiverged(TrainerCallback):
-    """Raise a [`DivergedError`] at the first loss logged that is not finite, instead of training on for hours."""
+    """Raise a [`DivergedError`] as soon as a logged loss is not finite, instead of training on for hours."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         loss = float((logs or {}).get("loss", 0.0))
         if not math.isfinite(loss):
             raise DivergedError(
-                f"training has diverged: the loss is {loss} at step {state.global_step} of {state.max_steps}. Begin "
+                f"training has diverged: the loss is {loss} at step {state.global_step} of {state.max_steps}. Start "
                 f"again with a learning_rate below {args.learning_rate}, more warmup_steps, or bf16 and fp16 false."
             )

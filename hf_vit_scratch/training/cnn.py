@@ -1,4 +1,4 @@
-"""Convolutional networks: the fair one that the data study holds beside the ViT, and the one that teaches a ViT."""
+"""Convolutional networks: the baseline of the data study, and the teacher for distillation."""
 
 import math
 
@@ -8,8 +8,9 @@ from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-# Three stages of two convolutions each, at full, half and quarter resolution. At 28x28 and with 10 classes that makes
-# 0.30 million parameters and 36 MFLOP; digits-tiny has 0.31 and 29, with a stem of depth 2 0.34 and 37.
+# Channels of three stages with two convolutions each, at full, half and quarter resolution. For 28x28 grey images and
+# 10 classes this is 0.30 million parameters and 36 MFLOP per image. digits-tiny has 0.31 million and 29 MFLOP, or 0.34
+# million and 37 MFLOP with a convolutional stem of depth 2.
 WIDTHS = (16, 32, 160)
 
 
@@ -18,20 +19,20 @@ def _convolution(before: int, width: int, size: int, stride: int = 1, padding: i
 
 
 class ConvNet(PreTrainedModel):
-    """3x3 convolutions, batch norm and ReLU; halved by max pooling between stages; the maximum over positions; a head.
+    """A CNN for small images: 3x3 convolutions with batch norm and ReLU, max pooling between stages, a linear head.
 
-    Nothing is downsampled before two convolutions have seen every pixel, which is what small images want. Called as
-    the ViT is: `pixel_values` `(batch_size, num_channels, height, width)` and, for the loss, `labels` `(batch_size,)`;
-    gives logits `(batch_size, num_labels)`.
+    Each stage has two convolutions, and the first stage keeps the full resolution. The head reads the maximum over all
+    positions. The network is called like the ViT, with `pixel_values` `(batch_size, num_channels, height, width)` and,
+    for the loss, `labels` `(batch_size,)`. It returns logits `(batch_size, num_labels)`.
 
     Args:
-        num_channels (`int`): of the images.
+        num_channels (`int`): number of image channels.
         num_labels (`int`): number of classes.
         widths (tuple of `int`): channels of each stage.
     """
 
     def __init__(self, num_channels: int, num_labels: int, widths: tuple[int, ...] = WIDTHS):
-        super().__init__(PretrainedConfig())  # which the Trainer asks for
+        super().__init__(PretrainedConfig())  # the Trainer requires a config
         layers, before = [], num_channels
         for stage, width in enumerate(widths):
             if stage:
@@ -43,28 +44,29 @@ class ConvNet(PreTrainedModel):
         self.head = nn.Linear(before, num_labels)
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> ImageClassifierOutput:
-        # On a CPU convolutions are a good deal faster with the channels last in memory.
+        # Convolutions on a CPU are faster in the channels-last memory format.
         features = self.features(pixel_values.contiguous(memory_format=torch.channels_last))
-        # Not amax: its gradient, compiled in bf16, looks for the maximum among values that are rounded otherwise,
-        # finds it nowhere, and divides by 0.
+        # Not amax: compiled in bf16, its gradient compares the maximum with values that are rounded differently, finds
+        # no match, and divides by 0.
         logits = self.head(features.flatten(2).max(dim=2).values)
         return ImageClassifierOutput(loss=None if labels is None else F.cross_entropy(logits, labels), logits=logits)
 
 
 class StridedConvNet(ConvNet):
-    """Two stages of two 3x3 convolutions and one 5x5 of stride 2, then one 4x4; dropout after each; a head.
+    """The CNN of the Kaggle notebook "25 Million Images! [0.99757] MNIST", which is called like [`ConvNet`].
 
-    Nothing but the 5x5 convolutions is padded, so that 28x28 ends in one position. Of larger images the maximum over
-    positions is taken, smaller ones get a border. After the Kaggle notebook "25 Million Images! [0.99757] MNIST".
-    Called as [`ConvNet`] is.
+    Two stages of two 3x3 convolutions and a 5x5 convolution of stride 2, then a 4x4 convolution, with dropout after
+    each stage, and a linear head. Only the 5x5 convolutions are padded, so that a 28x28 image ends in one position.
+    For larger images the head reads the maximum over positions; smaller images are padded to 28x28.
 
     Args:
-        num_channels (`int`), num_labels (`int`): as there.
-        dropout (`float`, defaults to 0.4): after each stage.
+        num_channels (`int`): number of image channels.
+        num_labels (`int`): number of classes.
+        dropout (`float`, defaults to 0.4): dropout probability after each stage.
     """
 
     def __init__(self, num_channels: int, num_labels: int, dropout: float = 0.4):
-        super().__init__(num_channels, num_labels, widths=(128,))  # for the head of 128 features
+        super().__init__(num_channels, num_labels, widths=(128,))  # for a head with 128 features
         layers, before = [], num_channels
         for width in (32, 64):
             for size, stride, padding in ((3, 1, 0), (3, 1, 0), (5, 2, 2)):
@@ -79,6 +81,6 @@ class StridedConvNet(ConvNet):
 
 
 def widths_for(parameters: int, num_channels: int, num_labels: int) -> tuple[int, ...]:
-    """`WIDTHS`, made wider or narrower, in steps of 8, for about so many parameters; FLOPs go with them."""
+    """`WIDTHS`, scaled in steps of 8 to about this number of parameters. FLOPs scale in proportion."""
     own = sum(parameter.numel() for parameter in ConvNet(num_channels, num_labels).parameters())
     return tuple(max(8, 8 * round(width * math.sqrt(parameters / own) / 8)) for width in WIDTHS)

@@ -1,4 +1,4 @@
-"""The main job: load the data, train, measure, and leave one folder with all of it."""
+"""A training run: load the data, train, evaluate, and write the output folder."""
 
 import os
 import sys
@@ -39,7 +39,18 @@ from .trainer import ViTScratchTrainer
 
 @dataclass
 class Job:
-    """A run that has passed all checks: its settings, also as they are recorded, its data, and where it begins."""
+    """A run that has passed all checks.
+
+    Args:
+        settings: the settings, adapted to this machine.
+        record: the content of training_args.json.
+        splits: the data.
+        load_seconds: time for loading the data, in seconds.
+        config: config of the model.
+        pretrained: the model to fine-tune, or None.
+        stopped: the run to resume, or None.
+        repository: repository on the Hub to push to, or None.
+    """
 
     settings: Settings
     record: dict
@@ -60,16 +71,16 @@ class Job:
 
     @property
     def goes_on(self) -> bool:
-        """Whether the run that is resumed is the one in the output folder."""
+        """Whether the resumed run is in this output folder."""
         return self.stopped is not None and self.stopped.folder.resolve() == self.folder.resolve()
 
 
 def train(settings: Settings) -> dict:
-    """Run the whole job.
+    """Train and evaluate a model, and write the output folder.
 
-    Returns: what is in all_results.json.
+    Returns: the content of all_results.json.
 
-    Raises: ValueError or OSError, in one line, for anything that the user can put right.
+    Raises: ValueError or OSError, in one line, for any error that the user can correct.
     """
     state = PartialState()
     job = _prepare(settings)
@@ -80,7 +91,7 @@ def train(settings: Settings) -> dict:
     }
     if job.repository and job.settings.training.hub_strategy == HubStrategy.EVERY_SAVE:
         trainer.add_callback(PushEverySave(trainer, job.repository, facts))
-    state.wait_for_everyone()  # nobody writes before all have looked
+    state.wait_for_everyone()  # no process writes before all have checked the folder
     if state.is_main_process:
         _begin_folder(job, facts["data"])
     facts |= _train(job, trainer)
@@ -93,18 +104,18 @@ def train(settings: Settings) -> dict:
         print(summary(job.folder, results), flush=True)
     state.wait_for_everyone()
     if job.repository and state.is_main_process:
-        print(f"Pushing it to {job.repository.repo_id}", flush=True)
+        print(f"Pushing {job.folder} to {job.repository.repo_id}", flush=True)
         print(f"Pushed: {job.repository.upload(job.folder)}", flush=True)
     return results
 
 
 def _prepare(settings: Settings) -> Job:
-    """Load the data and refuse, before anything is written, whatever cannot work."""
+    """Load the data and check all settings, before anything is written."""
     state = PartialState()
     check_settings(settings)
     repository = _repository(settings) if settings.training.push_to_hub else None
     settings = _on_this_machine(settings)
-    transformers.logging.disable_progress_bar()  # the bar of each file that is saved; the Trainer's own stays
+    transformers.logging.disable_progress_bar()  # progress bars of saved files; the Trainer's bar stays
     if state.is_main_process and settings.data.data == SAMPLE:
         print(SAMPLE_NOTICE, flush=True)
     stopped, pretrained = find_stopped_run(settings.training), None
@@ -120,8 +131,8 @@ def _prepare(settings: Settings) -> Job:
     if stopped:
         check_resumable(config, record, stopped)
     settings = settings.with_training(
-        push_to_hub=False,  # the Trainer would push raw weights, without code, and a card of its own
-        # One order of the images for all processes, whose other seeds differ.
+        push_to_hub=False,  # the Trainer would push the weights without average, without code, and with its own card
+        # All processes need the same order of the images, but their other seeds differ.
         data_seed=settings.training.seed if settings.training.data_seed is None else settings.training.data_seed,
         **({} if "validation" in splits else {"eval_strategy": IntervalStrategy.NO}),
     )
@@ -129,7 +140,7 @@ def _prepare(settings: Settings) -> Job:
     if not job.goes_on:
         check_output_dir(settings)
     if repository and state.is_main_process:
-        repository.check()  # now, and not after hours of training
+        repository.check()  # before training, not hours later
     return job
 
 
@@ -141,19 +152,22 @@ def _repository(settings: Settings) -> Repository:
 
 
 def _on_this_machine(settings: Settings) -> Settings:
-    """Set up the CPU; the settings, without torch.compile where there is no compiler."""
+    """Set up the CPU, and return the settings, without torch.compile if there is no C++ compiler."""
     set_up_cpu()
     if not settings.training.torch_compile or can_compile():
         return settings
     if PartialState().is_main_process:
-        print("No C++ compiler was found (g++, clang++): training without torch.compile, slower.", flush=True)
+        print(
+            "No C++ compiler (g++, clang++) was found, so training runs without torch.compile and is slower.",
+            flush=True,
+        )
     return settings.with_training(torch_compile=False, torch_compile_backend=None)
 
 
 def _build_trainer(job: Job) -> ViTScratchTrainer:
-    """The trainer of the model: a new one, or a pre-trained one, which is then no longer kept."""
+    """The trainer of a new or a pre-trained model. The latter is removed from `job`."""
     settings, config, pretrained = job.settings, job.config, job.pretrained
-    training, job.pretrained = settings.training, None  # or else two models would be in memory
+    training, job.pretrained = settings.training, None  # so that only one copy of the model is in memory
     transformers.set_seed(training.seed)
     fastest = fastest_attention(config.num_tokens, training.device, training.bf16)
     config._attn_implementation = settings.run.attn_implementation or fastest
@@ -165,7 +179,7 @@ def _build_trainer(job: Job) -> ViTScratchTrainer:
 
 
 def _begin_folder(job: Job, data: str) -> None:
-    """Make the output folder, without what an earlier run left there, and with the settings of this one."""
+    """Create the output folder, remove files of an earlier run, and write the settings of this run."""
     if job.settings.run.overwrite_output_dir and not job.goes_on:
         remove_old_run(job.folder)
     job.folder.mkdir(parents=True, exist_ok=True)
@@ -177,7 +191,7 @@ def _begin_folder(job: Job, data: str) -> None:
 def _train(job: Job, trainer: ViTScratchTrainer) -> dict:
     """Train the teacher, if there is one, then the model.
 
-    Returns: what was measured, by its names in all_results.json.
+    Returns: metrics of the training, by their names in all_results.json.
     """
     settings, measured = job.settings, {}
     run, training = settings.run, settings.training
@@ -185,20 +199,20 @@ def _train(job: Job, trainer: ViTScratchTrainer) -> dict:
         before = job.stopped.folder if job.stopped else None
         teacher, measured = get_teacher(job.config, trainer.processing_class, job.splits["train"], settings, before)
         trainer.learn_from(teacher, run.teacher_weight, run.teacher_temperature)
-    # Same weights in all processes, but each augments its images in its own way.
+    # All processes have the same weights, but draw different augmentations.
     transformers.set_seed(training.seed + PartialState().process_index)
     metrics = trainer.train(resume_from_checkpoint=job.checkpoint).metrics
-    metrics.pop("total_flos", None)  # an estimate for language models, by the number of pixels in place of tokens
+    metrics.pop("total_flos", None)  # a formula for language models, which would take pixels for tokens
     return measured | metrics | measured_energy(job.folder)
 
 
 def main(argv: list[str] | None = None) -> None:
-    """What train.py runs: one line on bad input, and exit code 2."""
+    """Run train.py. Errors that the user can correct end it with one line on stderr and exit code 2."""
     with exit_with_one_line("train.py", shown=os.environ.get("RANK", "0") == "0"):
         try:
             train(parse_arguments(sys.argv[1:] if argv is None else argv))
         except KeyboardInterrupt:
             leave(
-                "train.py: stopped. --resume_from_checkpoint true goes on from the last checkpoint, or from the last "
-                "CNN of the teacher that was finished."
+                "train.py: stopped. To resume from the last checkpoint, or from the last finished CNN of the teacher, "
+                "pass --resume_from_checkpoint true."
             )

@@ -1,21 +1,22 @@
-"""Muon for the matrices of the blocks, beside the optimizer that has everything else."""
+"""Muon for the weight matrices of the blocks, combined with another optimizer for all other parameters."""
 
 import torch
 from torch import nn
 
 
 class WithMuon(torch.optim.Optimizer):
-    """Two optimizers that step together; a scheduler sees the parameter groups of both, Muon's last.
+    """Two optimizers as one. Schedulers see the parameter groups of both, Muon's last.
 
-    Muon (torch's own) orthogonalizes the update of a matrix, which has no meaning for vectors and is not meant for
-    embeddings, stem and head. The query-key-value projection, three matrices in one, is taken as one.
+    Muon (of torch) orthogonalizes the update of a matrix. It is not defined for vectors and not meant for embeddings,
+    stem and head. The query-key-value projection, which stacks three matrices, is treated as one matrix.
 
     Args:
-        blocks: the part of the model whose linear layers' weights Muon takes over.
-        others: an optimizer for all parameters that has not stepped yet; these matrices are taken out of its groups.
-        learning_rate: on AdamW's scale: an update's root mean square is a fifth of it, whatever the shape of the
-            matrix ("Muon is Scalable for LLM Training", arXiv 2502.16982, section 2.2).
-        weight_decay: decoupled, of the matrices.
+        blocks: the part of the model in which Muon trains the weights of the linear layers.
+        others: an optimizer of all parameters that has not made a step yet. The weights of `blocks` are removed from
+            its groups.
+        learning_rate: learning rate on AdamW's scale. The root mean square of an update is a fifth of it for any shape
+            of the matrix ("Muon is Scalable for LLM Training", arXiv 2502.16982, section 2.2).
+        weight_decay: decoupled weight decay of the matrices.
     """
 
     def __init__(self, blocks: nn.Module, others: torch.optim.Optimizer, learning_rate: float, weight_decay: float):
@@ -29,7 +30,7 @@ class WithMuon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure=None):
-        """One step of both. Returns the loss of `closure`, where there is one."""
+        """Make one step of both optimizers. Returns the loss of `closure`, or None without it."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -39,11 +40,11 @@ class WithMuon(torch.optim.Optimizer):
         return loss
 
     def state_dict(self) -> dict:
-        """Those of the two, by name."""
+        """The state dicts of both optimizers, by name."""
         return {name: part.state_dict() for name, part in self.parts.items()}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """What `state_dict` gave."""
+        """Load a state dict of [`~WithMuon.state_dict`]."""
         for name, part in self.parts.items():
             part.load_state_dict(state_dict[name])
         self.param_groups = [group for part in self.parts.values() for group in part.param_groups]

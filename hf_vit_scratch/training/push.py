@@ -1,4 +1,4 @@
-"""Pushing a run to the Hub while it trains."""
+"""Pushing a run to the Hub during training."""
 
 import shutil
 import sys
@@ -16,10 +16,12 @@ from .trainer import ViTScratchTrainer
 
 
 class PushEverySave(TrainerCallback):
-    """Push at each save what a run would leave if it ended there, in the background. A failure stops no training.
+    """Push the averaged weights, card and results in the background, at each save. Failures do not stop the training.
 
     Args:
-        facts: what all_results.json holds before anything is measured.
+        trainer: the trainer of the run.
+        repository: where to push.
+        facts: the content of all_results.json as far as it is known before the training.
     """
 
     def __init__(self, trainer: ViTScratchTrainer, repository: Repository, facts: dict):
@@ -30,11 +32,11 @@ class PushEverySave(TrainerCallback):
     def on_train_begin(self, args, state, control, **kwargs):
         self.start = time.perf_counter()
         if state.is_world_process_zero:
-            for folder in Path(args.output_dir).glob(".push-*"):  # left by a run that was killed
+            for folder in Path(args.output_dir).glob(".push-*"):  # from a run that was killed
                 shutil.rmtree(folder)
 
     def on_save(self, args, state, control, **kwargs):
-        if not state.is_world_process_zero or state.global_step >= state.max_steps:  # the run itself pushes its end
+        if not state.is_world_process_zero or state.global_step >= state.max_steps:  # the finished run is pushed later
             return
         if self.push and not self.push.done():
             if not args.hub_always_push:
@@ -46,7 +48,7 @@ class PushEverySave(TrainerCallback):
         def done(push: Future):
             shutil.rmtree(folder)
             if error := push.exception():
-                print(f"Warning: {step} was not pushed, training goes on: {error}", file=sys.stderr, flush=True)
+                print(f"Warning: {step} was not pushed, and training continues: {error}", file=sys.stderr, flush=True)
 
         self.trainer.save_model(str(folder))
         for name in (SETTINGS_NAME, EXAMPLE_NAME):
@@ -57,9 +59,9 @@ class PushEverySave(TrainerCallback):
         self.push.add_done_callback(done)
 
     def _measured(self, state, step: str) -> dict:
-        """What is known so far, by its names in all_results.json."""
-        found = {"unfinished": step, "epoch": state.epoch, "train_runtime": time.perf_counter() - self.start}
+        """Results so far, by their names in all_results.json."""
+        results = {"unfinished": step, "epoch": state.epoch, "train_runtime": time.perf_counter() - self.start}
         last = next((row for row in reversed(state.log_history) if "eval_accuracy" in row), {})
-        if last.get("step") == state.global_step:  # or else it was measured with other weights
-            found |= {f"validation_{key[5:]}": value for key, value in last.items() if key.startswith("eval_")}
-        return found
+        if last.get("step") == state.global_step:  # otherwise other weights were evaluated
+            results |= {f"validation_{key[5:]}": value for key, value in last.items() if key.startswith("eval_")}
+        return results

@@ -1,4 +1,4 @@
-"""What a run leaves beside its weights: what was measured, plots, the card, the submission, a summary."""
+"""The results of a run: metrics, plots, model card, submission and summary."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ from .trainer import ViTScratchTrainer
 
 
 def settings_record(settings: Settings) -> dict:
-    """The settings as training_args.json holds them, without tokens and paths: the file goes to the Hub."""
+    """The content of training_args.json: the settings without tokens and paths, as the file goes to the Hub."""
     flags = json.loads(settings.training.to_json_string())
     for name in ("output_dir", "logging_dir", "resume_from_checkpoint"):
         flags |= {name: Path(flags[name]).name} if flags.get(name) else {}
@@ -52,7 +52,7 @@ def _base_model(run: RunArguments) -> str | None:
 
 
 def known_facts(settings: Settings, trainer: ViTScratchTrainer, train_images: int) -> dict:
-    """What is known of a run before it trains, by its names in all_results.json."""
+    """Facts that are known before the training, by their names in all_results.json."""
     run = settings.run
     return {
         "data": source_name(settings.data.data),
@@ -66,14 +66,14 @@ def known_facts(settings: Settings, trainer: ViTScratchTrainer, train_images: in
 
 
 def save_example(splits: datasets.DatasetDict, data: str, folder: Path) -> None:
-    """Save a held-out image for the card, where `data` are public digits: images of the user are not published."""
+    """Save a held-out image for the card if `data` is public; images of the user must not be published."""
     held_out = splits.get("validation", splits.get("test"))
     if held_out is not None and data in (SAMPLE, COMPETITION):
         held_out[0]["image"].save(folder / EXAMPLE_NAME)
 
 
 def measured_energy(folder: Path) -> dict:
-    """The energy that codecarbon measured, in kWh, if it ran: a line for each CNN of a teacher and one for the ViT."""
+    """The energy of a run in kWh, if codecarbon measured it: the sum over the CNNs of the teacher and the ViT."""
     if not (folder / EMISSIONS_NAME).exists():
         return {}
     with open(folder / EMISSIONS_NAME, newline="", encoding="utf-8") as stream:
@@ -81,7 +81,7 @@ def measured_energy(folder: Path) -> dict:
 
 
 def measure(training: TrainingArguments, splits: datasets.DatasetDict) -> dict:
-    """Evaluate the folder as a user will load it, in fp32; write the submission where the test split has no labels.
+    """Evaluate the saved model in fp32, and write a submission if the test split is unlabelled.
 
     Returns: the metrics by their names in all_results.json, `validation_...` and `test_...`.
     """
@@ -103,9 +103,9 @@ def measure(training: TrainingArguments, splits: datasets.DatasetDict) -> dict:
 
 
 def write_results(folder: Path, trainer: ViTScratchTrainer, results: dict, name: str | None = None) -> None:
-    """Write all_results.json, the plots and the card of a run, or of one that goes on, into a folder.
+    """Write all_results.json, the plots and the card of a finished or running training into a folder.
 
-    `name` is the model's name in the card. Default: the folder's.
+    `name` is the name of the model in the card. Default: name of the folder.
     """
     write_json(folder / RESULTS_NAME, results)
     plot_curves(trainer.state.log_history, folder / CURVES_PLOT)
@@ -117,7 +117,7 @@ def write_results(folder: Path, trainer: ViTScratchTrainer, results: dict, name:
 
 
 def summary(folder: Path, results: dict) -> str:
-    """The last lines that a run prints."""
+    """The final lines that a run prints."""
     lines = [
         f"{results['parameters']:,} parameters, {results['train_images']:,} training images of {results['data']}, "
         f"{results['epoch']:g} epochs in {results['train_runtime'] / 60:.1f} minutes "

@@ -1,7 +1,8 @@
-"""A teacher: CNNs that are trained first, on the same rows, and that the model then learns from beside the labels.
+"""The teacher for distillation: CNNs that are trained first, on the same rows as the ViT.
 
-"Training data-efficient image transformers & distillation through attention" (DeiT, arXiv 2012.12877) found a
-convolutional network to teach a ViT what its lack of inductive bias keeps from it. The student alone is kept.
+DeiT ("Training data-efficient image transformers & distillation through attention", arXiv 2012.12877, section 5.2)
+found that a ViT learns more from a convolutional teacher, which passes on its inductive bias. The saved model is the
+student only.
 """
 
 import copy
@@ -26,13 +27,13 @@ from .assembly import build_trainer
 from .callbacks import DivergedError
 from .cnn import StridedConvNet
 
-# Chosen on fold 1 of the competition; all else is as the run says.
+# Chosen on fold 1 of the competition. All other settings are those of the run.
 _LEARNING_RATE, _LABEL_SMOOTHING = 3e-3, 0.0
-_SEED_STEP = 1000  # between the networks; one run's processes have seeds that follow each other
+_SEED_STEP = 1000  # between the CNNs, since the processes of a run have consecutive seeds
 
 
 class Teacher(nn.Module):
-    """Networks that answer as one, with the mean of their logits `(batch_size, num_labels)`; it is not trained."""
+    """An ensemble of frozen networks. Its logits `(batch_size, num_labels)` are the mean of theirs."""
 
     def __init__(self, members: Iterable[nn.Module]):
         super().__init__()
@@ -41,8 +42,8 @@ class Teacher(nn.Module):
 
     def forward(self, pixel_values: torch.Tensor) -> ImageClassifierOutput:
         """`pixel_values`: `(batch_size, num_channels, height, width)`."""
-        answers = [member(pixel_values).logits.float() for member in self.members]
-        return ImageClassifierOutput(logits=torch.stack(answers).mean(dim=0))
+        logits = [member(pixel_values).logits.float() for member in self.members]
+        return ImageClassifierOutput(logits=torch.stack(logits).mean(dim=0))
 
 
 def get_teacher(
@@ -52,34 +53,36 @@ def get_teacher(
     settings: Settings,
     resume_from: Path | None = None,
 ) -> tuple[nn.Module, dict]:
-    """Train the teacher's networks, each for `teacher_epochs` on the rows `train`, or read those of a resumed run.
+    """Train the CNNs of the teacher for `teacher_epochs` each, or load the finished ones of a resumed run.
 
-    Each is written into the output folder's `teacher.safetensors` as soon as it is finished, for a run that goes on.
+    Finished CNNs are written to `teacher.safetensors` in the output folder, so that the run can be resumed.
 
     Args:
-        config, processor: of the student. The networks take the same pixels and have the same classes.
-        resume_from: the folder of the run that is resumed.
+        config, processor: config and processor of the student. The CNNs have the same input and the same classes.
+        train: the rows to train on.
+        settings: settings of the run.
+        resume_from: folder of the run that is resumed, or None.
 
     Returns:
-        The teacher, which is not trained further; and what was measured, by its names in all_results.json.
+        The teacher, frozen; and its metrics, by their names in all_results.json.
 
     Raises:
-        ValueError: the file of the resumed run is damaged or not for this data, or a network has diverged.
+        ValueError: the file of the resumed run is damaged or does not fit the data, or the training has diverged.
     """
     run, training = settings.run, settings.training
     start, state = time.perf_counter(), PartialState()
     file = Path(training.output_dir) / TEACHER_NAME
     members = _read(resume_from / TEACHER_NAME, config) if resume_from else []
-    state.wait_for_everyone()  # before it is written again
+    state.wait_for_everyone()  # all processes must have read the file before it is written
     if members and state.is_main_process:
-        print(f"{len(members)} of the teacher's {run.num_teachers} CNNs are trained already.", flush=True)
+        print(f"{len(members)} of {run.num_teachers} CNNs of the teacher are already trained.", flush=True)
         _write(members, file)
     for number in range(len(members), run.num_teachers):
         transformers.set_seed(training.seed + _SEED_STEP * number)
         member = StridedConvNet(config.num_channels, config.num_labels)
         if state.is_main_process:
             parameters = f"{_num_parameters(member):,} parameters"
-            print(f"First a teacher, CNN {number + 1} of {run.num_teachers}, {parameters}:", flush=True)
+            print(f"Training the teacher first: CNN {number + 1} of {run.num_teachers}, {parameters}.", flush=True)
         members.append(_train(member, number, processor, train, settings))
         if state.is_main_process:
             _write(members, file)
@@ -100,7 +103,7 @@ def _write(members: list[StridedConvNet], file: Path) -> None:
 
 
 def _read(file: Path, config: ViTScratchConfig) -> list[StridedConvNet]:
-    """The networks that a run had finished. Raises: ValueError where they are not for this data."""
+    """Load the finished CNNs of a run. Raises: ValueError if the file is damaged or does not fit the data."""
     try:
         stored = safetensors.torch.load_file(file)
         numbers = {name.split(".")[1] for name in stored}
@@ -108,7 +111,7 @@ def _read(file: Path, config: ViTScratchConfig) -> list[StridedConvNet]:
         Teacher(members).load_state_dict(stored)
     except (RuntimeError, IndexError, safetensors.SafetensorError) as error:
         raise ValueError(
-            f"cannot resume: {file} is damaged, or of other networks or data: start again with --overwrite_output_dir."
+            f"cannot resume: {file} is damaged, or holds other networks. Start again with --overwrite_output_dir."
         ) from error
     return members
 
@@ -120,25 +123,25 @@ def _train(
     train: datasets.Dataset,
     settings: Settings,
 ) -> StridedConvNet:
-    """Train the network of this number, from 0, and return it with its averaged weights."""
-    torch._dynamo.reset()  # it would compile one forward pass for eight models and no more, without a word
+    """Train CNN number `number`, counted from 0. Returns it with its averaged weights."""
+    torch._dynamo.reset()  # or else dynamo stops compiling after eight models, without a warning
     seed, data_seed = settings.training.seed, settings.training.data_seed
     own = settings.with_run(muon_learning_rate=None).with_training(
-        num_train_epochs=settings.run.teacher_epochs,  # max_steps, where it is given, cuts this short as well
+        num_train_epochs=settings.run.teacher_epochs,  # if max_steps is given, it limits the CNNs too
         learning_rate=_LEARNING_RATE,
         label_smoothing_factor=_LABEL_SMOOTHING,
         eval_strategy=IntervalStrategy.NO,
         save_strategy=SaveStrategy.NO,
-        data_seed=data_seed + _SEED_STEP * number,  # each sees the images in an order of its own
+        data_seed=data_seed + _SEED_STEP * number,  # a different order of the images for each CNN
     )
     trainer = build_trainer(member, processor, datasets.DatasetDict(train=train), own)
-    # Each process augments its images in its own way.
+    # Each process draws different augmentations.
     transformers.set_seed(seed + _SEED_STEP * number + PartialState().process_index)
     try:
         trainer.train()
     except DivergedError as error:
         raise ValueError(
-            f"the teacher's CNN {number + 1} has diverged: begin again with more warmup_steps, with bf16 and fp16 "
+            f"CNN {number + 1} of the teacher has diverged. Start again with more warmup_steps, with bf16 and fp16 "
             "false, or with another seed."
         ) from error
     with trainer.average.in_place():

@@ -1,4 +1,4 @@
-"""The Trainer with what this package adds to it, for any model that is called as the ViT is."""
+"""The Trainer of this package, for any model that is called like the ViT."""
 
 import torch
 from torch import nn
@@ -10,21 +10,29 @@ from .callbacks import StopWhenDiverged, WeightAverage
 from .muon import WithMuon
 
 
-def distillation_loss(logits: torch.Tensor, answers: torch.Tensor, temperature: float) -> torch.Tensor:
-    """Soft distillation, the second term of equation 2 of DeiT (arXiv 2012.12877), averaged over the batch.
+def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
+    """Soft distillation loss, the second term of equation 2 of DeiT (arXiv 2012.12877), averaged over the batch.
 
-    The Kullback-Leibler divergence from the teacher's `answers` to `logits`, both `(batch_size, num_labels)`, softened
-    by the temperature, times its square, which leaves the size of the gradient as it is.
+    It is the Kullback-Leibler divergence between the softmax outputs of teacher and student at this temperature, times
+    the squared temperature, which keeps the scale of the gradient. Both logits are `(batch_size, num_labels)`.
     """
-    ours, theirs = (F.log_softmax(scores.float() / temperature, dim=-1) for scores in (logits, answers))
-    return temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    student, teacher = (F.log_softmax(scores.float() / temperature, dim=-1) for scores in (logits, teacher_logits))
+    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
 class ViTScratchTrainer(Trainer):
-    """The Trainer, with batches augmented on the device, averaged weights, and Muon and a teacher where asked for.
+    """The Trainer with augmentation on the device, an average of the weights, and optionally Muon and distillation.
 
-    A checkpoint to resume from holds raw weights and average side by side; evaluation, prediction and the final
-    `save_model` use the average.
+    Checkpoints hold both the weights and their average. Evaluation, prediction and the final `save_model` use the
+    average.
+
+    Args:
+        to_pixel_values: normalizes batches, and augments training batches.
+        ema_decay: decay of the average of the weights, from 0 to below 1. 0: no average.
+        muon_learning_rate: learning rate of Muon for the blocks, on AdamW's scale. None or 0: the Trainer's optimizer
+            for all weights.
+
+    Raises: ValueError with FSDP or DeepSpeed.
     """
 
     def __init__(
@@ -39,14 +47,16 @@ class ViTScratchTrainer(Trainer):
         self.muon_learning_rate = muon_learning_rate
         self.teacher: nn.Module | None = None
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError("the average of the weights needs all of them on each device: no FSDP, no DeepSpeed.")
+            raise ValueError(
+                "FSDP and DeepSpeed are not supported, because the average needs all weights on each device."
+            )
         self.to_pixel_values = to_pixel_values.to(self.args.device)
         self.average = WeightAverage(self.model, ema_decay)
         self.add_callback(self.average)
         self.add_callback(StopWhenDiverged())
 
     def get_decay_parameter_names(self, model) -> list[str]:
-        """Matrices only: no biases, no norms, no class token, no position embeddings."""
+        """Weight decay applies to matrices only: not to biases, norms, class token and position embeddings."""
         layers = (
             (name, module) for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))
         )
@@ -60,17 +70,23 @@ class ViTScratchTrainer(Trainer):
         return super().create_optimizer(model)
 
     def learn_from(self, teacher: nn.Module, weight: float, temperature: float) -> None:
-        """Take a part `weight` of the loss from a model that answers as this one does; it is not trained."""
+        """Distil from a frozen teacher: loss = (1 - weight) * cross-entropy + weight * distillation loss.
+
+        Args:
+            teacher: called like the model, with the same classes.
+            weight: from 0 to 1.
+            temperature: above 0.
+        """
         self.teacher, self.teacher_weight, self.teacher_temperature = teacher, weight, temperature
-        self.model_accepts_loss_kwargs = False  # all parts of the loss are means over one batch
+        self.model_accepts_loss_kwargs = False  # both terms of the loss are means over one batch
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
         if self.teacher is not None and model.training:
             with torch.no_grad(), self.accelerator.autocast():
-                answers = self.teacher(inputs["pixel_values"]).logits
-            taught = distillation_loss(outputs["logits"], answers, self.teacher_temperature)
-            loss = (1 - self.teacher_weight) * loss + self.teacher_weight * taught
+                teacher_logits = self.teacher(inputs["pixel_values"]).logits
+            distillation = distillation_loss(outputs["logits"], teacher_logits, self.teacher_temperature)
+            loss = (1 - self.teacher_weight) * loss + self.teacher_weight * distillation
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, *args, **kwargs):
@@ -84,7 +100,7 @@ class ViTScratchTrainer(Trainer):
         return {**inputs, "pixel_values": self.to_pixel_values(inputs["pixel_values"], augment)}
 
     def get_eval_dataloader(self, eval_dataset=None):
-        # dataloader_drop_last is meant for training; here it would leave images out.
+        # dataloader_drop_last is for training; in the evaluation it would skip images.
         dropped, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().get_eval_dataloader(eval_dataset)
@@ -104,7 +120,7 @@ class ViTScratchTrainer(Trainer):
             self.average.save(output_dir or self.args.output_dir)
 
     def _save(self, output_dir=None, state_dict=None):
-        # The Trainer's own also pickles the arguments, with a token for the Hub in clear.
+        # The Trainer's own `_save` also pickles the arguments, with the token for the Hub in clear text.
         if self.args.should_save:
             self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
             self.processing_class.save_pretrained(output_dir or self.args.output_dir)
@@ -115,7 +131,7 @@ class ViTScratchTrainer(Trainer):
 
 
 def metrics_during_training(prediction) -> dict:
-    """The metrics that are single numbers, for the Trainer's `compute_metrics`."""
+    """The metrics that are single numbers, as `compute_metrics` of the Trainer."""
     from ..evaluation.metrics import evaluate_logits  # late: evaluate takes seconds to import
 
     results = evaluate_logits(torch.from_numpy(prediction.predictions), prediction.label_ids)

@@ -320,7 +320,7 @@ def test_a_resumed_run_ends_as_if_never_stopped_and_needs_the_base_no_more(sourc
     flags += ["--resume_from_checkpoint", "true"]
     with pytest.raises(SystemExit):
         run(sources["ours"][0], photos, out, *flags)
-    assert "cannot resume" in (error := capsys.readouterr().err) and "'base', this run 'ours'" in error
+    assert "cannot resume" in (error := capsys.readouterr().err) and "'base', but this run has 'ours'" in error
     results = run(tmp_path / "base", photos, out, *flags)
     assert results["resumed_from_step"] == last - 2 and results["base_model"] == "base"
     one, other = load_file(out / "model.safetensors"), load_file(whole / "model.safetensors")

@@ -292,9 +292,12 @@ BAD_FILES = {
     "empty file": (folder_with(lambda f: cut(f / "test.csv", 0)), ["test.csv is empty"]),
     "header only": (folder_with(lambda f: (f / "train.csv").write_text(HEADER_ONLY)), ["train.csv", "no rows"]),
     "cut-off gzip": (folder_with(cut_gzip), ["train.csv.gz", "cut off"]),
-    "cut-off zip": (cut_zip, ["d.zip", "not a whole zip"]),
+    "cut-off zip": (cut_zip, ["d.zip", "not a complete zip"]),
     "damaged member": (damaged_member, ["d.zip/train.csv", "damaged"]),
-    "no zip at all": (lambda tmp: (tmp / "d.zip").write_text("hello") and tmp / "d.zip", ["d.zip", "not a whole zip"]),
+    "no zip at all": (
+        lambda tmp: (tmp / "d.zip").write_text("hello") and tmp / "d.zip",
+        ["d.zip", "not a complete zip"],
+    ),
     "another competition": (
         lambda tmp: bad_zip(tmp / "t.zip", {"train.csv": "PassengerId,Survived\n1,0\n"}),
         ["t.zip/train.csv", "line 1", "'label' is missing", "'PassengerId'"],

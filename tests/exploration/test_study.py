@@ -150,7 +150,7 @@ def test_ctrl_c_leaves_the_report_of_what_is_finished_and_the_trial_is_done_agai
     wait_for(running, begun)
     running.send_signal(signal.SIGINT)
     _, error = running.communicate()
-    assert running.returncode == 130 and "the same command goes on" in error
+    assert running.returncode == 130 and "Run the same command again to continue" in error
     assert (tmp_path / "results.md").exists() and (tmp_path / "sizes.png").exists()
     before = rows(tmp_path)
     stored = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path}/trials.db")
@@ -300,7 +300,7 @@ def test_ctrl_c_in_the_study_of_data_leaves_a_report(source, tmp_path):
     wait_for(running, tmp_path / "results.csv")
     running.send_signal(signal.SIGINT)
     _, error = running.communicate()
-    assert running.returncode == 130 and "the same command goes on" in error, error
+    assert running.returncode == 130 and "Run the same command again to continue" in error, error
     assert "On the rows for choosing" in (tmp_path / "results.md").read_text()
 
 
@@ -337,7 +337,7 @@ def test_the_report_has_the_spread_over_seeds_and_says_which_curves_still_fell(t
     assert "| 1 | 5 | 2.50% | 0.0500 | 1 |" in choosing
     assert "In 4 of 5 trainings" in table
     best = (tmp_path / "best.yaml").read_text()
-    assert "5 wrong of 200 on the rows that it was chosen on" in best and "7.0 ± 3.6 wrong of 200 others" in best
+    assert "5 wrong of 200 on the rows that it was chosen on" in best and "7.0 ± 3.6 wrong of 200 other rows" in best
     assert yaml.safe_load(best)["hidden_size"] == 16
     write_findings(found + [{**found[4], "hardware": "another", "seconds_per_epoch": 9.0}], tmp_path, settings)
     again = (tmp_path / "results.md").read_text()
@@ -409,7 +409,7 @@ def test_a_hopeless_trial_is_stopped_early(source, tmp_path, monkeypatch):
         ("search", ["--trials", "0"], "trials must be at least 1"),
         ("search", ["--max_flops", "-1"], "max_flops must be above 0"),
         ("search", ["--max_steps", "5"], "max_steps"),
-        ("search", ["--teacher_epochs", "1"], "teacher_epochs must be 0 here"),
+        ("search", ["--teacher_epochs", "1"], "teacher_epochs must be 0: explore"),
         ("search", ["--num_train_epochs", "0"], "num_train_epochs must be above 0"),
         ("search", ["--validation_size", "0"], "validation_size must be above 0"),
         ("search", ["--bounds", "{folder}/unknown.yaml"], "unknown depth; expected hidden_size"),
@@ -470,5 +470,5 @@ def test_a_study_with_other_settings_is_refused_and_nothing_of_it_is_lost(source
 
 def test_a_folder_of_something_else_is_refused(source, tmp_path, capsys):
     (tmp_path / "README.md").write_text("mine")
-    assert "holds files that are not of a study" in refused(capsys, *command(source, "search", tmp_path))
+    assert "holds files that do not belong to a study" in refused(capsys, *command(source, "search", tmp_path))
     assert os.listdir(tmp_path) == ["README.md"]

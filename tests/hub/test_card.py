@@ -62,7 +62,7 @@ def test_the_card_says_what_it_is_made_of_and_leaves_out_what_is_not_known(run_f
     assert not [words for words in ("kWh", "confusion_matrix", "example.png", "Unfinished") if words in local.text]
     assert card(data="sample").data.datasets == ["ylecun/mnist"]
     unfinished = card(unfinished="step 3 of 9")
-    assert "after step 3 of 9 of a run that goes on" in unfinished.text and "in fp32" not in unfinished.text
+    assert "after step 3 of 9 of a run that is still training" in unfinished.text and "in fp32" not in unfinished.text
     unmeasured = {key: value for key, value in results.items() if not key.startswith("validation")}
     results.clear()
     assert (

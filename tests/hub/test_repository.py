@@ -340,7 +340,9 @@ def test_a_run_pushes_what_is_whole_at_each_save_and_at_its_end(hub, run_folder,
     run, late = tmp_path / "run", tmp_path / "late"
 
     # 12 steps, saved at 3, 6, 9 and 12; the first push failed, and the last is that of the finished run.
-    assert "Warning: step 3 of 12 was not pushed, training goes on: cannot push to alice/run: alice" in errors
+    assert (
+        "Warning: step 3 of 12 was not pushed, and training continues: cannot push to alice/run: user alice" in errors
+    )
     last, at_9, at_6, _ = hub.commits("alice/run")
     for step, commit in ((6, at_6), (9, at_9)):
         files = pushed(hub, "alice/run", commit.oid)

@@ -132,7 +132,7 @@ def test_a_run_that_diverges_is_stopped_with_one_line(digits, tmp_path, capsys):
         (["--data", "{digits}", "--size", "huge"], "unknown size 'huge'"),
         (["--data", "{digits}", "--augmentation", "flip"], "augmentation"),
         (["--data", "{digits}", "--load_best_model_at_end", "true"], "load_best_model_at_end"),
-        (["--data", "{digits}", "--resume_from_checkpoint", "true"], "no whole checkpoint"),
+        (["--data", "{digits}", "--resume_from_checkpoint", "true"], "no complete checkpoint"),
         (["--data", "{digits}", "--ema_decay", "1.5"], "ema_decay"),
         (["--data", "{digits}", "--muon_learning_rate", "-1"], "muon_learning_rate"),
         (["--data", "{digits}", "--teacher_epochs", "-1"], "teacher_epochs"),

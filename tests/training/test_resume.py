@@ -39,17 +39,17 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_p
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     assert "holds a run already" in error_of(capsys, *arguments)
     resume = ["--resume_from_checkpoint", "true"]
-    assert "hidden_size 16, this run 32" in error_of(capsys, *arguments, *resume, "--hidden_size", "32")
-    assert "split_seed 42, this run 1" in error_of(capsys, *arguments, *resume, "--split_seed", "1")
-    assert "fold None, this run 1" in error_of(capsys, *arguments, *resume, "--fold", "1")
+    assert "hidden_size 16, but this run has 32" in error_of(capsys, *arguments, *resume, "--hidden_size", "32")
+    assert "split_seed 42, but this run has 1" in error_of(capsys, *arguments, *resume, "--split_seed", "1")
+    assert "fold None, but this run has 1" in error_of(capsys, *arguments, *resume, "--fold", "1")
     muon = ["--muon_learning_rate", "1e-3"]
-    assert "muon_learning_rate None, this run 0.001" in error_of(capsys, *arguments, *resume, *muon)
+    assert "muon_learning_rate None, but this run has 0.001" in error_of(capsys, *arguments, *resume, *muon)
     settings = tmp_path / "out" / "training_args.json"
     as_it_was = settings.read_text()
     written = json.loads(as_it_was)
     del written["data"]["fold"]  # as a version without this flag wrote it
     settings.write_text(json.dumps(written))
-    assert "fold None, this run 1" in error_of(capsys, *arguments, *resume, "--fold", "1")
+    assert "fold None, but this run has 1" in error_of(capsys, *arguments, *resume, "--fold", "1")
     settings.write_text(as_it_was)
     # Neither is a finished run by going on with a checkpoint of another, nor a folder that is no run.
     (checkpoint, *_) = (tmp_path / "out").glob("checkpoint-1*")
@@ -59,7 +59,7 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_p
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "README.md").write_text("mine")
     mine = ["--output_dir", str(tmp_path / "mine")]
-    assert "README.md that is not of a run" in error_of(capsys, *arguments, *mine, "--overwrite_output_dir")
+    assert "README.md that does not belong to a run" in error_of(capsys, *arguments, *mine, "--overwrite_output_dir")
     # What is refused is refused before anything is removed.
     wrong = ["--overwrite_output_dir", "--augmentation", "flip"]
     assert "augmentation must be" in error_of(capsys, *arguments, *wrong)

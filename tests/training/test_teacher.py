@@ -110,7 +110,7 @@ def test_a_run_with_a_teacher_says_so_and_keeps_it_to_itself(digits, tmp_path, c
     assert results["teacher_parameters"] > results["parameters"] and results["teacher_runtime"] > 0
     card = (tmp_path / "out" / "README.md").read_text()
     parameters = f"{results['teacher_parameters']:,} parameters"
-    assert f"the mean of 2 CNNs, each of {parameters}, trained on the same rows alone for 1 epochs" in card
+    assert f"the mean of 2 CNNs, each of {parameters}, trained on the same rows for 1 epochs" in card
     assert (tmp_path / "out" / "teacher.safetensors").exists()
     settings = json.loads((tmp_path / "out" / "training_args.json").read_text())
     del settings["run"]["num_teachers"]  # as a run wrote it that knew of one alone
@@ -118,23 +118,23 @@ def test_a_run_with_a_teacher_says_so_and_keeps_it_to_itself(digits, tmp_path, c
     older.mkdir()
     (older / "training_args.json").write_text(json.dumps(settings))
     write_card(older, ViTScratchForImageClassification.from_pretrained(tmp_path / "out").config, results)
-    assert f"| a CNN of {parameters}, trained on the same rows alone" in (older / "README.md").read_text()
+    assert f"| a CNN of {parameters}, trained on the same rows for 1 epochs" in (older / "README.md").read_text()
     assert "teacher.safetensors" not in {file.name for file in files_to_push(tmp_path / "out")}
     model = ViTScratchForImageClassification.from_pretrained(tmp_path / "out")
     assert model.num_parameters() == results["parameters"]
 
     resume = ["--output_dir", str(tmp_path / "out"), "--resume_from_checkpoint", "true"]
-    assert "teacher_weight 0.8, this run 0.5" in error_of(capsys, *told, *resume, "--teacher_weight", "0.5")
-    assert "num_teachers 2, this run 3" in error_of(capsys, *told, *resume, "--num_teachers", "3")
+    assert "teacher_weight 0.8, but this run has 0.5" in error_of(capsys, *told, *resume, "--teacher_weight", "0.5")
+    assert "num_teachers 2, but this run has 3" in error_of(capsys, *told, *resume, "--num_teachers", "3")
     (tmp_path / "out" / "teacher.safetensors").unlink()
-    assert "the run's teacher, is not beside" in error_of(capsys, *told, *resume)
+    assert "lacks teacher.safetensors, the teacher of the run" in error_of(capsys, *told, *resume)
 
 
 def test_a_teacher_that_diverges_is_told_from_the_model(digits, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("hf_vit_scratch.training.teacher._LEARNING_RATE", 1e30)
     told = ["--data", digits, *TINY, "--warmup_steps", "0", "--max_steps", "50", "--teacher_epochs", "1"]
     words = error_of(capsys, *told, "--output_dir", str(tmp_path / "out"))
-    assert "the teacher's CNN 1 has diverged" in words and "learning_rate" not in words
+    assert "CNN 1 of the teacher has diverged" in words and "learning_rate" not in words
 
 
 def test_a_run_stopped_among_its_teachers_ends_as_if_never_stopped(digits, tmp_path, capsys):
@@ -151,12 +151,12 @@ def test_a_run_stopped_among_its_teachers_ends_as_if_never_stopped(digits, tmp_p
     told += ["--output_dir", str(stopped)]
     assert "holds a run already" in error_of(capsys, *told)
     resume = ["--resume_from_checkpoint", "true"]
-    assert "num_teachers 2, this run 3" in error_of(capsys, *told, *resume, "--num_teachers", "3")
-    assert "seed 42, this run 7" in error_of(capsys, *told, *resume, "--seed", "7")
+    assert "num_teachers 2, but this run has 3" in error_of(capsys, *told, *resume, "--num_teachers", "3")
+    assert "seed 42, but this run has 7" in error_of(capsys, *told, *resume, "--seed", "7")
     (stopped / "teacher.safetensors").rename(tmp_path / "whole.safetensors")
-    assert "no whole checkpoint" in error_of(capsys, *told, *resume)
+    assert "no complete checkpoint" in error_of(capsys, *told, *resume)
     save_file({name.removeprefix("members.0."): first[name] for name in first}, stopped / "teacher.safetensors")
-    assert "of other networks or data" in error_of(capsys, *told, *resume)
+    assert "is damaged, or holds other networks" in error_of(capsys, *told, *resume)
     (tmp_path / "whole.safetensors").rename(stopped / "teacher.safetensors")
     main([*told, *resume])
     printed = capsys.readouterr().out
@@ -165,4 +165,4 @@ def test_a_run_stopped_among_its_teachers_ends_as_if_never_stopped(digits, tmp_p
     assert same(weights(stopped), weights(tmp_path / "whole"))
     for checkpoint in stopped.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
-    assert "no whole checkpoint" in error_of(capsys, *told, *resume)  # it is finished, and nothing is to be done
+    assert "no complete checkpoint" in error_of(capsys, *told, *resume)  # it is finished, and nothing is to be done
