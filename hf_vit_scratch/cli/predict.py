@@ -18,11 +18,11 @@ def add_parser(parsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print one line per image: file, then class and probability of the `top_k` most probable classes."""
+    """Print one line per image: file, then class and score of the `top_k` classes with the highest scores."""
     import torch
     from PIL import Image
 
-    from ..evaluation.prediction import load_model
+    from ..evaluation.prediction import class_scores, load_model
 
     if arguments.top_k < 1:
         raise ValueError(f"--top_k must be at least 1, got {arguments.top_k}.")
@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> None:
         except Exception as error:  # Pillow raises many types of exceptions for a damaged file
             raise ValueError(f"{file} cannot be read as an image: {error}") from error
         with torch.inference_mode():
-            probabilities = model(**inputs).logits[0].softmax(dim=-1).cpu()
-        top = probabilities.topk(min(arguments.top_k, len(probabilities)))
+            scores = class_scores(model(**inputs).logits[0], model.config).cpu()
+        top = scores.topk(min(arguments.top_k, len(scores)))
         results = [
             (model.config.id2label[i], p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         ]

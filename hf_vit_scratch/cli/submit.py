@@ -12,7 +12,9 @@ def add_parser(parsers) -> None:
     parser = add_command(parsers, "submit", run, help="write a submission for Kaggle")
     add_model(parser)
     parser.add_argument(
-        "--data", required=True, help="The competition's zip, a folder with its CSVs, or kaggle to download it."
+        "--data",
+        required=True,
+        help="The competition's zip, kaggle to download it, or other data with an unlabelled test split.",
     )
     parser.add_argument(
         "--image_column", default="image", help="Name of the column with the images (default: %(default)s)."
@@ -25,9 +27,9 @@ def add_parser(parsers) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the predictions of a model for the unlabelled test split of the data."""
-    from ..data.digit_recognizer import saw_sample, write_submission
+    from ..data.digit_recognizer import saw_sample
     from ..data.sources import load
-    from ..evaluation.prediction import load_model, predict_logits
+    from ..evaluation.prediction import load_model, predict_logits, write_predictions
 
     output = Path(arguments.output_file)
     if not output.parent.is_dir():
@@ -47,5 +49,5 @@ def run(arguments: argparse.Namespace) -> None:
             "test set. Its score on the competition is therefore meaningless.",
             file=sys.stderr,
         )
-    write_submission(predict_logits(classifier, splits["test"]), config.id2label, output)
+    write_predictions(predict_logits(classifier, splits["test"]), splits["test"], config.id2label, output)
     print(f"{len(splits['test']):,} rows written to {output}")

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import datasets
 import torch
+import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from safetensors import SafetensorError
@@ -13,6 +14,8 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from ..data.batches import ImageBatches, PixelValues
+from ..data.digit_recognizer import write_submission
+from ..data.image_folder import file_names, write_file_predictions
 from ..device import best_device, fastest_attention
 from ..model.configuration_vit_scratch import ViTScratchConfig
 from ..model.image_processing_vit_scratch import ViTScratchImageProcessor
@@ -39,6 +42,8 @@ def load_model(source: str | os.PathLike, device: torch.device | None = None) ->
         ValueError: in one line, if there is no such model, or its weights do not fit its config.
     """
     source, device = os.fspath(source), device or best_device()
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # its report on weights that do not fit; the error names them
     try:
         config = ViTScratchConfig.from_pretrained(source)
         if config.model_type != ViTScratchConfig.model_type:
@@ -49,14 +54,40 @@ def load_model(source: str | os.PathLike, device: torch.device | None = None) ->
             use_safetensors=True,
             dtype=torch.float32,
             attn_implementation=fastest_attention(config.num_tokens, device),
+            ignore_mismatched_sizes=True,  # to be named below
             output_loading_info=True,
         )
-        if loaded["missing_keys"]:  # transformers only warns and initializes them at random
-            raise ValueError(f"its weights lack {', '.join(sorted(loaded['missing_keys'])[:3])}.")
+        _check_weights(loaded)
         processor = ViTScratchImageProcessor.from_pretrained(source)
     except (ValueError, OSError, RuntimeError, SafetensorError) as error:
         raise ValueError(f"cannot load a model from {source}: {' '.join(str(error).split())}") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
     return Classifier(model.eval().to(device), processor)
+
+
+def _check_weights(loaded: dict) -> None:
+    """Raises: ValueError, in one line, if the loading info of transformers says that weights do not fit the model."""
+    for name, found, expected in sorted(loaded["mismatched_keys"]):
+        raise ValueError(f"its {name} is {tuple(found)}, and {tuple(expected)} by its config.json.")
+    if loaded["missing_keys"]:  # transformers only warns and initializes them at random
+        raise ValueError(f"its weights lack {', '.join(sorted(loaded['missing_keys'])[:3])}.")
+    if loaded["unexpected_keys"]:  # transformers only warns and ignores them
+        names = ", ".join(sorted(loaded["unexpected_keys"])[:3])
+        raise ValueError(f"its weights hold {names}, which a model of its config.json does not have.")
+
+
+def class_scores(logits: torch.Tensor, config: ViTScratchConfig) -> torch.Tensor:
+    """The scores `(..., num_labels)` that transformers' image-classification pipeline computes from logits.
+
+    Sigmoid for multi-label models and for models with one class, the logits themselves for regression, and softmax
+    otherwise.
+    """
+    if config.problem_type == "regression":
+        return logits
+    if config.problem_type == "multi_label_classification" or config.num_labels == 1:
+        return logits.sigmoid()
+    return logits.softmax(dim=-1)
 
 
 @torch.inference_mode()
@@ -88,3 +119,17 @@ def predict_logits(
             batch = images.__getitems__(rows[start : start + batch_size])["pixel_values"].to(model.device)
             parts.append(model(to_pixel_values(batch, augment=True)).logits.float().cpu())
     return torch.cat(gather_object(parts))
+
+
+def write_predictions(
+    logits: torch.Tensor, split: datasets.Dataset, id2label: dict[int, str], file: str | os.PathLike
+) -> None:
+    """Write the predicted class of each image of a split, in its order, as a CSV.
+
+    For an image folder the columns are `file_name` and `label`. For other data the format is Kaggle's, as
+    [`write_submission`] has it.
+    """
+    if (names := file_names(split)) is not None:
+        write_file_predictions(logits, id2label, names, file)
+    else:
+        write_submission(logits, id2label, file, split)

@@ -5,6 +5,7 @@ Auto classes load checkpoints of this package. transformers itself registers the
 """
 
 from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageClassification
+from transformers.models.auto.video_processing_auto import VIDEO_PROCESSOR_MAPPING
 
 from .configuration_vit_scratch import ViTScratchConfig
 from .image_processing_vit_scratch import ViTScratchImageProcessor
@@ -17,3 +18,6 @@ AutoConfig.register(ViTScratchConfig.model_type, ViTScratchConfig, exist_ok=True
 AutoModel.register(ViTScratchConfig, ViTScratchModel, exist_ok=True)
 AutoModelForImageClassification.register(ViTScratchConfig, ViTScratchForImageClassification, exist_ok=True)
 AutoImageProcessor.register(ViTScratchConfig, image_processor_classes={"pil": ViTScratchImageProcessor}, exist_ok=True)
+# There is no video processor. Without this line a pipeline looks for one by the name of the image processor, and asks
+# whether to run the code of the checkpoint.
+VIDEO_PROCESSOR_MAPPING.register(ViTScratchConfig, {}, exist_ok=True)

@@ -1,9 +1,13 @@
 """Configuration of the Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929)."""
 
 from difflib import get_close_matches
+from pathlib import Path
 
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
+from transformers.utils.versions import require_version
+
+require_version("transformers>=5.4")
 
 # The named sizes. The columns are those of the paper's table 1, and the patch size, which is the number after the
 # slash. "Ti" and "S" are from DeiT (arXiv 2012.12877, table 1). The digits sizes are for 28x28 grey images.
@@ -24,11 +28,7 @@ SIZES = {
     for name, row in _TABLE.items()
 }
 
-_CHOICES = {
-    "position_embedding": ("learned", "sincos2d", "none"),
-    "pooling": ("cls", "mean"),
-    "stem": ("patch", "conv"),
-}
+_CHOICES = dict(position_embedding=("learned", "sincos2d", "none"), pooling=("cls", "mean"), stem=("patch", "conv"))
 # Arguments that transformers accepts in addition to the fields.
 _COMMON_ARGUMENTS = {"num_labels", "output_attentions", "attn_implementation", "torch_dtype", "name_or_path"}
 
@@ -71,6 +71,7 @@ class ViTScratchConfig(PretrainedConfig):
     """
 
     model_type = "vit_scratch"
+    _auto_class = "AutoConfig"
 
     image_size: int | list[int] = 224
     patch_size: int = 16
@@ -128,6 +129,13 @@ class ViTScratchConfig(PretrainedConfig):
         cls._refuse(cls._misspelt(unused, cutoff=0.8))
         return config
 
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """As in transformers, with the code of all classes that `auto_map` names, so that no package is needed."""
+        self.__dict__["_auto_class"] = vars(type(self)).get("_auto_class")  # not that of a base class
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for file in Path(__file__).parent.glob("*_vit_scratch.py"):
+            Path(save_directory, file.name).write_bytes(file.read_bytes())
+
     @property
     def image_height_width(self) -> tuple[int, int]:
         """`image_size` as (height, width), in pixels."""
@@ -159,11 +167,8 @@ class ViTScratchConfig(PretrainedConfig):
             raise ValueError(f"image_size must be an integer or [height, width], got {self.image_size!r}.")
         if any(side < 1 or side % self.patch_size for side in sides):
             raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}).")
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"hidden_size ({self.hidden_size}) is not divisible by "
-                f"num_attention_heads ({self.num_attention_heads})."
-            )
+        if self.hidden_size % (heads := self.num_attention_heads):
+            raise ValueError(f"hidden_size ({self.hidden_size}) is not divisible by num_attention_heads ({heads}).")
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or not 0 <= value < 1:
@@ -183,6 +188,3 @@ class ViTScratchConfig(PretrainedConfig):
             raise ValueError(f"stem 'conv' needs a patch_size that is a power of 2, got {self.patch_size}.")
         if self.stem != "conv" and (self.stem_depth, self.stem_width) != (1, None):
             raise ValueError(f"stem_depth and stem_width need stem 'conv', got stem {self.stem!r}.")
-
-
-ViTScratchConfig.register_for_auto_class()

@@ -2,9 +2,12 @@
 
 import numpy as np
 from PIL import Image, ImageOps
-from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ImagesKwargs
+from transformers.utils.versions import require_version
+
+require_version("transformers>=5.4")  # before an import that older versions do not have
+from transformers.image_processing_backends import PilBackend  # noqa: E402
 
 
 class ViTScratchImageProcessorKwargs(ImagesKwargs, total=False):
@@ -17,21 +20,19 @@ class ViTScratchImageProcessor(PilBackend):
     """Convert to grey or RGB, resize, crop, scale to [0, 1], normalize with mean and standard deviation 0.5.
 
     Accepts a PIL image, a path or URL, a numpy array or a tensor, or a list of these, with values from 0 to 255, and
-    returns `pixel_values` of shape `(batch_size, num_channels, height, width)`. PIL images and files are rotated by
-    their EXIF orientation, put on a white background if transparent, and converted to `num_channels`. Arrays and
-    tensors have one channel or `num_channels`, as `(height, width)`, channels first or channels last. Arguments are
+    returns `pixel_values` of shape `(batch_size, num_channels, height, width)`. PIL images and files are converted by
+    [`convert_image`]. Arrays and tensors have one channel or `num_channels`, as `(height, width)`, channels first or
+    last; values from 0 to 1 are refused unless `do_rescale=False` says that they are scaled already. Arguments are
     the same as in transformers (`size`, `crop_size`, `do_center_crop`, `resample`, `image_mean`, `image_std`, ...).
     """
 
+    _auto_class = "AutoImageProcessor"
     valid_kwargs = ViTScratchImageProcessorKwargs
     num_channels = 3
     size = {"height": 224, "width": 224}
     resample = PILImageResampling.BICUBIC
-    image_mean = 0.5
-    image_std = 0.5
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
+    image_mean = image_std = 0.5
+    do_resize = do_rescale = do_normalize = True
 
     def fetch_images(self, image_url_or_urls):
         """As in transformers, and add the channel axis, which the base class expects, to a `(height, width)` array."""
@@ -44,22 +45,28 @@ class ViTScratchImageProcessor(PilBackend):
             image = convert_image(image, num_channels)
         array = super().process_image(image, **kwargs)
         if array.shape[0] not in (1, num_channels):
-            raise ValueError(
-                f"expected an image with {num_channels} channels, got {array.shape[0]} (shape {array.shape}): "
-                "PIL images are converted to 1 or 3 channels, arrays are not."
-            )
+            problem = f"expected an image with {num_channels} channels, got {array.shape[0]} (shape {array.shape})"
+            raise ValueError(f"{problem}: PIL images are converted to 1 or 3 channels, arrays are not.")
+        if array.dtype != np.uint8 and kwargs.get("do_rescale") and kwargs.get("rescale_factor") == 1 / 255:
+            if not 0 <= array.min() <= array.max() <= 255 or 0 < array.max() <= 1:
+                problem = f"expected an image with values from 0 to 255, got {array.min()} to {array.max()}"
+                raise ValueError(f"{problem}: scale it, or pass do_rescale=False for values from 0 to 1.")
         return np.repeat(array, num_channels // array.shape[0], axis=0)
 
 
 def convert_image(image: Image.Image, num_channels: int) -> Image.Image:
-    """Convert a PIL image to "L" (1 channel) or "RGB" (3), upright by its EXIF data, on a white background."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I;16"):  # PIL would clip 16-bit values at 255 instead of scaling them
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    """Convert a PIL image to "L" (1 channel) or "RGB" (3), upright by its EXIF data. A transparent image is laid on
+    white, or on black if white hides all of it; 16 and 32 bits (0 to 65535) are scaled, other ranges a ValueError."""
+    image, mode = ImageOps.exif_transpose(image), "L" if num_channels == 1 else "RGB"
+    if image.mode[0] in "IF":  # PIL would clip values at 255 instead of scaling them
+        low, high = (array := np.asarray(image)).min(), array.max()
+        if not 0 <= low <= high <= 65535 or image.mode == "F" and 0 < high <= 1:
+            raise ValueError(f"expected pixels from 0 to 255 or to 65535, got {low} to {high} (mode {image.mode})")
+        if image.mode.startswith("I;16") or high > 255:
+            image = Image.fromarray((array // 257).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("L" if num_channels == 1 else "RGB")
-
-
-ViTScratchImageProcessor.register_for_auto_class("AutoImageProcessor")
+        laid = [Image.alpha_composite(Image.new("RGBA", image.size, c), image) for c in ("white", "black")]
+        contrast = [int(np.ptp(np.asarray(one.convert(mode)))) for one in laid]
+        image = laid[contrast[0] < 16 and contrast[0] < contrast[1]]
+    return image.convert(mode)

@@ -90,6 +90,7 @@ def check_resumable(config: ViTScratchConfig, record: dict, stopped: StoppedRun)
     if stopped.checkpoint is None:
         return
     _check_same_model(config, stopped.checkpoint)
+    _check_same_batch(then, now, stopped.checkpoint)
     if now["teacher_epochs"] and not (stopped.folder / TEACHER_NAME).is_file():
         raise ValueError(f"cannot resume: {stopped.folder} lacks {TEACHER_NAME}, the teacher of the run.")
 
@@ -112,6 +113,19 @@ def _check_same_model(config: ViTScratchConfig, checkpoint: str) -> None:
             )
     if old.id2label != config.id2label:
         raise ValueError(f"cannot resume: the classes of {checkpoint} differ from the classes of the data.")
+
+
+def _check_same_batch(then: dict, now: dict, checkpoint: str) -> None:
+    """Refuse another number of images per step, since the Trainer counts epochs and the learning rate in steps."""
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
+    if not then.keys() >= set(names):
+        return
+    (old, new), (old_times, new_times) = ((then[name], now[name]) for name in names)
+    if old * old_times != new * new_times:
+        raise ValueError(
+            f"cannot resume: {checkpoint} has {names[0]} {old} and {names[1]} {old_times}, but this run has {new} and "
+            f"{new_times}. Choose values with the same product: the finished steps would count as other epochs."
+        )
 
 
 def check_output_dir(settings: Settings) -> None:

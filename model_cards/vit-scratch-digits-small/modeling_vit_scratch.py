@@ -138,13 +138,12 @@ class ViTScratchAttention(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, num_outputs: int | None = None, **kwargs) -> tuple:
         # Equation 6, all heads at once: (B, T, 3D) -> (B, T, 3, heads, head_dim) -> 3 x (B, heads, T, head_dim)
-        qkv = self.qkv(hidden_states).unflatten(-1, (3, -1, self.head_dim))
+        qkv = self.qkv(hidden_states).view(*hidden_states.shape[:2], 3, -1, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         query = query[:, :, :num_outputs]  # only the first num_outputs tokens; None: all
         # Only eager attention returns its weights, so output_attentions selects it.
-        implementation = self.config._attn_implementation
-        if kwargs.get("output_attentions", self.config.output_attentions):
-            implementation = "eager"
+        shown = kwargs.get("output_attentions", self.config.output_attentions)
+        implementation = "eager" if shown else self.config._attn_implementation
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
         context, weights = attention(self, query, key, value, None, scaling=self.scaling, dropout=dropout, **kwargs)
@@ -241,16 +240,11 @@ class ViTScratchPreTrainedModel(PreTrainedModel):
                 init.copy_(module.position_embeddings, module.with_class_position(positions))
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """As in transformers, and save the code for all Auto classes, so that a checkpoint needs no package."""
-        classes = {
-            "AutoConfig": ViTScratchConfig,
-            "AutoModel": ViTScratchModel,
-            "AutoModelForImageClassification": ViTScratchForImageClassification,
-            "AutoImageProcessor": ViTScratchImageProcessor,
-        }
-        self.config.auto_map = {
-            auto: f"{own.__module__.rpartition('.')[2]}.{own.__name__}" for auto, own in classes.items()
-        }
+        """As in transformers, and name the class for each Auto class. A subclass counts once it registers itself."""
+        autos = ("AutoConfig", "AutoModel", "AutoModelForImageClassification", "AutoImageProcessor")
+        own = (ViTScratchConfig, ViTScratchModel, ViTScratchForImageClassification, ViTScratchImageProcessor)
+        names = [f"{each.__module__.rpartition('.')[2]}.{each.__name__}" for each in own]
+        self.config.auto_map = dict(zip(autos, names, strict=True))
         super().save_pretrained(save_directory, *args, **kwargs)
 
 
@@ -266,6 +260,14 @@ class ViTScratchModel(ViTScratchPreTrainedModel):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.post_init()
 
+    def _is_watched(self) -> bool:
+        """Whether a hook sees the tokens of the last block or the final norm, as those of Grad-CAM do."""
+        names = [f"_{kind}_hooks" for kind in ("forward", "forward_pre", "backward", "backward_pre")]
+        hooks = [getattr(each, name) for each in (self, self.layernorm, *self.layers[-1].modules()) for name in names]
+        hooks += [getattr(nn.modules.module, f"_global{name}") for name in names]
+        blind = ("transformers.utils.output_capturing", "torch.utils.module_tracker")  # they record and count
+        return any(hook.__module__ not in blind for registered in hooks for hook in registered.values())
+
     @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self,
@@ -279,8 +281,8 @@ class ViTScratchModel(ViTScratchPreTrainedModel):
             pixel_values (`torch.Tensor` of shape `(batch_size, num_channels, height, width)`): normalized images.
             interpolate_pos_encoding (`bool`, defaults to `False`): accept images of another size than
                 `config.image_size`, and interpolate the position embeddings (section 3.2).
-            only_pooler_output (`bool`, defaults to `False`): if y is the class token, compute no other token in the
-                last block, which is faster. `last_hidden_state` is then `(batch_size, 1, D)`.
+            only_pooler_output (`bool`, defaults to `False`): if y is the class token and no hook sees the others,
+                compute no other token in the last block. `last_hidden_state` is then `(batch_size, 1, D)`.
             output_attentions, output_hidden_states (`bool`, default to the config's): also return `attentions`, one
                 `(batch_size, num_heads, T, T)` per layer, and `hidden_states`, z_0 to z_L, each `(batch_size, T, D)`.
 
@@ -291,11 +293,13 @@ class ViTScratchModel(ViTScratchPreTrainedModel):
         Raises:
             ValueError: size or number of channels of the images differ from the config's.
         """
-        hidden_states = self.embeddings(pixel_values.to(self.dtype), interpolate_pos_encoding)
+        stem = self.embeddings.patch_embeddings  # its dtype, since replicas of nn.DataParallel do not know their own
+        dtype = (stem if self.config.stem == "patch" else stem[0]).weight.dtype
+        hidden_states = self.embeddings(pixel_values.to(dtype), interpolate_pos_encoding)
         for layer in self.layers[:-1]:
             hidden_states = layer(hidden_states, **kwargs)
-        num_outputs = 1 if only_pooler_output and self.config.pooling == "cls" else None
-        hidden_states = self.layernorm(self.layers[-1](hidden_states, num_outputs, **kwargs))
+        spared = only_pooler_output and self.config.pooling == "cls" and not self._is_watched()
+        hidden_states = self.layernorm(self.layers[-1](hidden_states, 1 if spared else None, **kwargs))
         pooled = hidden_states[:, 0] if self.config.pooling == "cls" else hidden_states.mean(dim=1)
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=pooled)
 
@@ -305,6 +309,7 @@ class ViTScratchForImageClassification(ViTScratchPreTrainedModel):
 
     def __init__(self, config: ViTScratchConfig):
         super().__init__(config)
+        self.loss_type = "ForImageClassification"  # transformers derives it from the name of the class
         self.vit = ViTScratchModel(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
@@ -330,7 +335,3 @@ class ViTScratchForImageClassification(ViTScratchPreTrainedModel):
         logits = self.classifier(outputs.pooler_output)
         loss = self.loss_function(labels, logits, self.config, **kwargs) if labels is not None else None
         return ImageClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
-
-
-ViTScratchModel.register_for_auto_class("AutoModel")
-ViTScratchForImageClassification.register_for_auto_class("AutoModelForImageClassification")

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import blocks
+from helpers import blocks, call_it_the_competition
 from helpers import refused_by_vit_scratch as refused
 from PIL import Image
 
@@ -107,6 +107,67 @@ def test_weights_that_are_not_those_of_the_config_are_refused(run_folder, tmp_pa
     printed = capsys.readouterr()
     assert printed.out == "" and "Traceback" not in printed.err
     assert "error: cannot load a model from" in printed.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("added", [["vit.layers.2.mlp.fc1.weight"], ["gate", "temperature"]], ids=str)
+@pytest.mark.parametrize("command", ["predict", "submit", "evaluate", "export"])
+def test_weights_that_hold_more_than_the_model_has_are_refused_by_every_command(
+    run_folder, tmp_path, digit, capsys, monkeypatch, command, added
+):
+    """transformers would leave out what the model does not have, and the rest may mean something else without it."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(run_folder, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    more = {name: torch.ones(3) for name in added}
+    file, zipped = folder / "model.safetensors", str(run_folder.parent / "digits.zip")
+    call_it_the_competition(monkeypatch, run_folder.parent / "digits.zip")  # as it was for the run
+    save_file(load_file(file) | more, file, metadata={"format": "pt"})
+    argv = {
+        "predict": [digit[0]],
+        "submit": ["--data", zipped, "--output_file", str(tmp_path / "written.csv")],
+        "evaluate": ["--data", zipped, "--output_dir", str(tmp_path / "written")],
+        "export": ["--format", "torch", "--output_dir", str(tmp_path / "written")],
+    }[command]
+    line = refused(capsys, command, *argv, "--model", str(folder))
+    assert f"cannot load a model from {folder}" in line and f"hold {', '.join(added)}, which" in line
+    assert not list(tmp_path.glob("written*"))
+
+
+@pytest.mark.parametrize(
+    ("problem", "classes"),
+    [("multi_label_classification", 10), ("single_label_classification", 10), (None, 1), ("regression", 10)],
+)
+def test_predict_gives_the_scores_of_transformers_pipeline(tmp_path, digit, capsys, problem, classes):
+    import torch
+    from transformers import pipeline
+
+    from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchImageProcessor
+
+    torch.manual_seed(0)
+    config = ViTScratchConfig.from_size("digits-tiny", num_labels=classes, problem_type=problem)
+    model = ViTScratchForImageClassification(config)
+    torch.nn.init.normal_(model.classifier.bias, mean=2.0)
+    model.save_pretrained(tmp_path / "model")
+    ViTScratchImageProcessor(size={"height": 28, "width": 28}, num_channels=1).save_pretrained(tmp_path / "model")
+    classify = pipeline("image-classification", model=str(tmp_path / "model"))
+    expected = classify(digit, top_k=3)
+    capsys.readouterr()
+    flags = ["predict", *digit, "--model", str(tmp_path / "model"), "--top_k", "3"]
+    main([*flags, "--json"])
+    found = [json.loads(line)["predictions"] for line in capsys.readouterr().out.splitlines()]
+    main(flags)
+    rows = [line.split("\t")[1:] for line in capsys.readouterr().out.splitlines()]
+    assert len(found) == len(rows) == len(expected) == 2
+    for answer, row, wanted in zip(found, rows, expected, strict=True):
+        labels, scores = ([each[key] for each in wanted] for key in ("label", "score"))
+        assert [each["label"] for each in answer] == row[::2] == labels
+        assert [each["score"] for each in answer] == pytest.approx(scores, rel=1e-4)
+        assert [float(score) for score in row[1::2]] == pytest.approx(scores, abs=1e-4)
+    # Classes that stand each for itself share no sum.
+    assert (sum(scores) > 1) == (problem in ("multi_label_classification", "regression"))
 
 
 @pytest.mark.parametrize(

@@ -160,3 +160,81 @@ def test_a_processor_survives_its_file_and_feeds_the_model(tmp_path):
         3,
         2,
     )
+
+
+def test_32_bits_are_scaled_as_16_bits_are(tmp_path):
+    values = np.random.default_rng(4).integers(0, 65536, (8, 8), dtype=np.int32)
+    values[0, 0] = 65535
+    for array in (values, values.astype(np.float32)):
+        Image.fromarray(array).save(tmp_path / "deep.tif")
+        with Image.open(tmp_path / "deep.tif") as picture:
+            assert picture.mode == {"i": "I", "f": "F"}[array.dtype.kind]
+            np.testing.assert_allclose(process(picture)[0], values / 32767.5 - 1, atol=1.01 / 127.5)
+            np.testing.assert_array_equal(process(picture), process(Image.fromarray(values.astype(np.uint16))))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.array([[-1, 5]], np.int32),
+        np.array([[0, 65536]], np.int32),
+        np.array([[0, 0.75]], np.float32),
+        np.array([[0, np.nan]], np.float32),
+    ],
+)
+def test_other_ranges_of_32_bits_are_refused_with_the_range(array):
+    with pytest.raises(ValueError, match="0 to 255 or to 65535") as error:
+        process(Image.fromarray(array), do_resize=False)
+    assert f"got {array.min()} to {array.max()}" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("ink", [255, 246])
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_white_ink_on_transparent_is_seen(ink, num_channels):
+    alpha = np.where(PIXELS > 127, 255, 0).astype(np.uint8)
+    rgba = Image.fromarray(np.dstack([np.full_like(alpha, ink)] * 3 + [alpha]))
+    expected = np.where(PIXELS > 127, scaled(np.array(ink)), -1)
+    for picture in (rgba, rgba.convert("LA")):
+        np.testing.assert_allclose(process(picture, num_channels), np.stack([expected] * num_channels), atol=1e-6)
+    palette = Image.fromarray((PIXELS > 127).astype(np.uint8), mode="P")
+    palette.putpalette([255, 255, 255] * 2)
+    palette.info["transparency"] = 0
+    np.testing.assert_array_equal(process(palette)[0], np.where(PIXELS > 127, 1, -1))
+
+
+def test_other_transparent_pictures_stay_on_white():
+    """Faint black ink, a picture that is transparent everywhere, and an opaque one without contrast."""
+    for value, alpha in ((0, PIXELS // 32), (0, PIXELS * 0), (PIXELS // 32 + 247, PIXELS * 0 + 255), (7, PIXELS)):
+        bands = [np.broadcast_to(np.uint8(value), PIXELS.shape)] * 3 + [alpha]
+        blended = value * (alpha / 255) + 255 * (1 - alpha / 255)
+        picture = Image.fromarray(np.dstack(bands).astype(np.uint8))
+        np.testing.assert_allclose(process(picture)[0], scaled(blended), atol=1.01 / 127.5)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        PIXELS / 255,
+        (PIXELS / 255).astype(np.float32),
+        PIXELS > 127,
+        (PIXELS > 127).astype(np.int64),
+        PIXELS / 127.5 - 1,
+    ]
+    + [PIXELS.astype(np.int32) * 257],
+)
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor], ids=["numpy", "torch"])
+def test_arrays_that_are_not_from_0_to_255_are_refused_in_one_line(array, kind):
+    with pytest.raises(ValueError, match="values from 0 to 255") as error:
+        process(kind(array))
+    assert f"got {array.min()} to {array.max()}" in str(error.value) and "do_rescale=False" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_arrays_of_floats_are_read_as_they_say():
+    expected = scaled(PIXELS)
+    np.testing.assert_allclose(process(PIXELS / 255, do_rescale=False)[0], expected, atol=1e-6)
+    np.testing.assert_allclose(process((PIXELS / 255).astype(np.float32), do_rescale=False)[0], expected, atol=1e-6)
+    np.testing.assert_allclose(process(PIXELS.astype(np.float32))[0], expected, atol=1e-6)
+    np.testing.assert_allclose(process(PIXELS.astype(np.int64))[0], expected, atol=1e-6)
+    np.testing.assert_array_equal(process(np.zeros((8, 8), np.float32))[0], np.full((8, 8), -1))
+    np.testing.assert_array_equal(process(np.ones((8, 8), np.uint8))[0], np.float32(scaled(np.ones((8, 8)))))

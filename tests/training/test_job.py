@@ -20,7 +20,8 @@ def test_a_run_leaves_one_folder_with_everything(run_folder):
     names = {path.name for path in run_folder.iterdir() if path.is_file()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md", "all_results.json"} <= names
     assert {f"{room}_vit_scratch.py" for room in ("configuration", "modeling", "image_processing")} <= names
-    assert {"curves.png", "confusion_matrix.png", "submission.csv"} <= names
+    assert {"curves.png", "confusion_matrix.png", "submission.csv", "example.png"} <= names
+    assert json.loads((run_folder / "config.json").read_text())["training_data"] == ["digit-recognizer"]
     assert not [name for name in names if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
 
 
@@ -66,7 +67,8 @@ def test_training_images_are_augmented_and_others_are_not(digits, tmp_path, monk
     assert sum(augmented) == 2 * 180  # two epochs, and neither the evaluations nor the prediction of the test split
     settings = json.loads((tmp_path / "out" / "training_args.json").read_text())
     assert settings["augmentation"]["rotation_degrees"] == 20
-    assert settings["data"]["data"] == "digit-recognizer"
+    assert settings["data"]["data"] == "digits.zip"  # which only looks like the competition's
+    assert not (tmp_path / "out" / "example.png").exists()
 
 
 def test_compiling_changes_the_speed_and_not_the_weights(digits, tmp_path):
@@ -185,6 +187,7 @@ def test_the_default_is_the_sample_and_its_model_says_so(tmp_path, capsys):
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["training_data"] == ["sample"]
     assert "Trained on the sample" in (tmp_path / "out" / "README.md").read_text()
+    assert (tmp_path / "out" / "example.png").exists()
     assert json.loads((tmp_path / "out" / "all_results.json").read_text())["train_images"] == 4500
 
 
@@ -209,7 +212,7 @@ def test_a_submission_has_the_names_of_the_classes(tmp_path):
     with open(out / "submission.csv", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 6
-    assert {row["Label"] for row in rows} <= {"blue", "red"}
+    assert {row["label"] for row in rows} <= {"blue", "red"}
 
 
 def test_gradient_accumulation_takes_the_steps_of_the_larger_batch(digits, tmp_path):

@@ -44,6 +44,9 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_p
     assert "fold None, but this run has 1" in error_of(capsys, *arguments, *resume, "--fold", "1")
     muon = ["--muon_learning_rate", "1e-3"]
     assert "muon_learning_rate None, but this run has 0.001" in error_of(capsys, *arguments, *resume, *muon)
+    batch = ["--per_device_train_batch_size", "16"]
+    words = "per_device_train_batch_size 32 and gradient_accumulation_steps 1, but this run has 16 and 1"
+    assert words in error_of(capsys, *arguments, *resume, *batch)
     settings = tmp_path / "out" / "training_args.json"
     as_it_was = settings.read_text()
     written = json.loads(as_it_was)
@@ -68,6 +71,42 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_p
         main([*arguments, "--overwrite_output_dir", *more])
         assert not (tmp_path / "out" / "checkpoint-999").exists()
         (tmp_path / "out" / "checkpoint-999").mkdir()
+
+
+def test_a_run_is_resumed_with_as_many_images_a_step_as_before_and_no_others(digits, tmp_path, capsys):
+    """The Trainer takes the steps that were done for another number of epochs, and ends early or starts over."""
+    arguments = [
+        "--data",
+        digits,
+        *TINY,
+        "--num_train_epochs",
+        "4",
+        "--save_strategy",
+        "epoch",
+        "--eval_strategy",
+        "no",
+    ]
+    arguments += ["--save_total_limit", "9"]
+    main([*arguments, "--output_dir", str(tmp_path / "whole")])
+    checkpoint = str(tmp_path / "whole" / "checkpoint-12")
+    resume = [*arguments, "--output_dir", str(tmp_path / "resumed"), "--resume_from_checkpoint", checkpoint]
+    refused = (("64", "1"), ("8", "1"), ("32", "2"), ("64", "2"))
+    for size, times in (*refused, ("16", "2")):
+        flags = ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", times]
+        if (size, times) in refused:
+            line = error_of(capsys, *resume, *flags)
+            assert f"batch_size 32 and gradient_accumulation_steps 1, but this run has {size} and {times}" in line
+            assert not (tmp_path / "resumed").exists()
+        else:
+            main([*resume, *flags])
+    whole, resumed = (
+        json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("whole", "resumed")
+    )
+    assert (resumed["global_step"], resumed["epoch"]) == (whole["global_step"], whole["epoch"]) == (24, 4)
+    rates = [
+        [entry["learning_rate"] for entry in state["log_history"] if "loss" in entry] for state in (whole, resumed)
+    ]
+    assert rates[0] == rates[1]
 
 
 def test_a_run_that_is_written_over_leaves_nothing_that_the_new_one_is_taken_for(digits, tmp_path, monkeypatch):
