@@ -10,7 +10,7 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no test may need the network
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from helpers import TINY, competition_zip  # noqa: E402 - it imports torch
+from helpers import TINY, call_it_the_competition, competition_zip  # noqa: E402 - it imports torch
 
 # Each of several pytest processes, and whatever it starts, has a core of its own: two threads each on one and the same
 # two cores would wait for each other, and take as long as one pytest process.
@@ -40,7 +40,7 @@ def caches(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory) -> Path:
-    """A finished run on a small competition zip. Beside it: digits.zip and test_labels.json."""
+    """A finished run on a small zip that is taken for the competition's. Beside it: digits.zip, test_labels.json."""
     from hf_vit_scratch.training import main
 
     folder = tmp_path_factory.mktemp("run")
@@ -48,7 +48,9 @@ def run_folder(tmp_path_factory) -> Path:
     (folder / "test_labels.json").write_text(json.dumps(labels.tolist()))
     learn = ["--num_train_epochs", "40", "--learning_rate", "1e-2", "--label_smoothing_factor", "0"]
     flags = [*TINY, *learn, "--weight_decay", "0", "--augmentation", "none", "--bf16", "false"]
-    main(["--data", str(folder / "digits.zip"), "--output_dir", str(folder / "out"), *flags])
+    with pytest.MonkeyPatch.context() as patch:
+        call_it_the_competition(patch, folder / "digits.zip")
+        main(["--data", str(folder / "digits.zip"), "--output_dir", str(folder / "out"), *flags])
     return folder / "out"
 
 

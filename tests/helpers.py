@@ -1,6 +1,7 @@
 """What many tests need: small data that a small model can learn, flags of a short run, refusals in one line."""
 
 import csv
+import hashlib
 import io
 import zipfile
 from pathlib import Path
@@ -48,6 +49,16 @@ def competition_zip(path: Path, num_train: int = 200, num_test: int = 50) -> np.
         archive.writestr("test.csv", text(names, blocks(test, seed=2).reshape(num_test, -1).tolist()))
         archive.writestr("sample_submission.csv", text(["ImageId", "Label"], [[i + 1, 0] for i in range(num_test)]))
     return test
+
+
+def call_it_the_competition(patch: pytest.MonkeyPatch, file: Path) -> None:
+    """Let a small zip be the competition's, which is known by the hash of its train.csv and its numbers of rows."""
+    from hf_vit_scratch.data import digit_recognizer
+
+    with zipfile.ZipFile(file) as archive:
+        train, test = (archive.read(f"{name}.csv") for name in ("train", "test"))
+    rows = tuple(text.count(b"\n") - 1 for text in (train, test))
+    patch.setitem(digit_recognizer.COMPETITION_FILES, hashlib.sha256(train).hexdigest(), rows)
 
 
 def photo_folder(path: Path, per_class: int = 8, test: str = "") -> None:

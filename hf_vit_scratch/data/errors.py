@@ -1,5 +1,7 @@
-"""The exception for unusable data. Its message is one line: what was expected, what was found, and what to do."""
+"""The exception for unusable data, and notices. Each is one line: what was expected, what was found, what to do."""
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,3 +27,12 @@ def one_line(subject: str) -> Iterator[None]:
         if isinstance(cause, DataError):
             raise cause from None
         raise DataError(f"{subject}: {type(cause).__name__}: {cause}") from error
+
+
+def notice(message: str) -> None:
+    """Print one line on stderr about data that are used, but not in all as they could be meant.
+
+    Of several processes of one launch, the first prints it.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(" ".join(message.split()), file=sys.stderr)

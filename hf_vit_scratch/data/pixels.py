@@ -25,17 +25,20 @@ MAX_DECODED_SPLIT_BYTES = 2**30
 
 
 def image_shape(dataset: datasets.Dataset) -> tuple[int, int, int] | None:
-    """The shape `(height, width, channels)` of all images of the split, or None if they differ.
+    """The shape `(height, width, channels)` of all images of the split, or None if they differ in size.
 
-    Grey modes have 1 channel and all other modes 3; alpha is ignored. Only headers are read, and reading stops at the
-    first image that differs.
+    Grey modes have 1 channel and all other modes 3; alpha is ignored, and a split with both has 3. Only headers are
+    read, and reading stops at the first image that differs in size.
     """
     if (views := _pixel_views(dataset)) is not None:
         return views[0].shape[1:]
     raw = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
-    shapes = (_header_shape(row["image"]) for row in raw)
-    first = next(shapes, None)
-    return first if all(shape == first for shape in shapes) else None
+    shape = None
+    for height, width, channels in (_header_shape(row["image"]) for row in raw):
+        if shape is not None and shape[:2] != (height, width):
+            return None
+        shape = (height, width, max(channels, shape[2] if shape else 0))
+    return shape
 
 
 def pixel_array(dataset: datasets.Dataset) -> np.ndarray | None:
@@ -118,7 +121,7 @@ def cache_images(split: datasets.Dataset, where: str, cache_dir: str) -> dataset
     Args:
         where: name of the split in error messages.
 
-    Raises: DataError for an image that cannot be read.
+    Raises: DataError for an image that cannot be read, or 32-bit pixels with an unknown range.
     """
     raw = split.cast_column("image", datasets.Image(decode=False))
     first = raw[0]["image"]
@@ -129,11 +132,14 @@ def cache_images(split: datasets.Dataset, where: str, cache_dir: str) -> dataset
         images = _in_threads(_decode, batch["image"], rows, where)
         if any(image.mode != mode or image.size != (width, height) for image in images):
             raise _DifferentShape
-        return {"image": [{"bytes": header + image.tobytes(), "path": None} for image in images]}
+        if any(image.has_transparency_data for image in images):  # a PNG can declare one colour as transparent
+            raise _DifferentShape
+        paths = [value.get("path") for value in batch["image"]]
+        return {"image": [{"bytes": header + i.tobytes(), "path": p} for i, p in zip(images, paths, strict=True)]}
 
     def check(batch: dict, rows: list[int]) -> dict:
-        _in_threads(_read_to_the_end, batch["image"], rows, where)
-        return {"row": rows}
+        found = _in_threads(_read_to_the_end, batch["image"], rows, where)
+        return dict(zip(("mode", "low", "high"), map(list, zip(*found, strict=True)), strict=True))
 
     def cached(step: str, function: Callable, **options) -> datasets.Dataset:
         # In the cache folder, since the folder of the source may be read-only. `map` writes a file atomically.
@@ -147,11 +153,34 @@ def cache_images(split: datasets.Dataset, where: str, cache_dir: str) -> dataset
     if mode in ("L", "RGB") and small:
         header = b"P%d\n%d %d\n255\n" % (5 if mode == "L" else 6, width, height)
         try:
-            return cached("pixels-1", decode, features=split.features)
+            return cached("pixels-2", decode, features=split.features)
         except _DifferentShape:
             pass
-    cached("check-1", check, remove_columns=raw.column_names)
+    types = {"mode": datasets.Value("string"), "low": datasets.Value("float64"), "high": datasets.Value("float64")}
+    found = cached("check-2", check, remove_columns=raw.column_names, features=datasets.Features(types))
+    _check_ranges(found, raw, where)
     return split
+
+
+def _check_ranges(found: datasets.Dataset, raw: datasets.Dataset, where: str) -> None:
+    """Raises: DataError for 32-bit images that are neither all from 0 to 255 nor all from 0 to 65535.
+
+    The processor scales an image with a value above 255 as one of 16 bits. A darker image beside it would be taken for
+    one of 8 bits.
+    """
+    low, high = (np.array(found.with_format("arrow")[name].to_pylist(), float) for name in ("low", "high"))
+    deep = np.array([mode in ("I", "F") for mode in found["mode"]])
+    unit = np.array([mode == "F" for mode in found["mode"]]) & (high > 0) & (high <= 1)
+    wrong = deep & ~((low >= 0) & (high <= 65535) & ~unit)
+    dark = deep & (high > 0) & (high <= 255) if (high > 255).any() else np.zeros(len(deep), bool)
+    if not (wrong | dark).any():
+        return
+    row = int(np.argmax(wrong if wrong.any() else dark))
+    path = raw[row]["image"]["path"] or f"{where}, row {row + 1}"
+    problem = f"{path} has 32-bit pixels from {low[row]:g} to {high[row]:g}, expected 0 to 255 or 0 to 65535"
+    if not wrong.any():
+        problem = f"{path} has 32-bit pixels up to {high[row]:g} and others up to {np.nanmax(high):g}: of 8 or 16 bits"
+    raise DataError(f"{problem}. Save the images with 8 or 16 bits, scaled alike.")
 
 
 def _in_threads(function: Callable, values: list[dict], rows: list[int], where: str) -> list:
@@ -174,8 +203,15 @@ def _decode(value: dict | None) -> PIL.Image.Image:
     return datasets.Image().decode_example(value)
 
 
-def _read_to_the_end(value: dict) -> None:
-    """Decode the image. `verify` would be faster, but does not detect a truncated JPEG."""
+def _read_to_the_end(value: dict) -> tuple[str, float | None, float | None]:
+    """Decode the image; its mode and, if it has 32 bits, its least and largest value.
+
+    `verify` would be faster, but does not detect a truncated JPEG.
+    """
     with _open_image(value) as image:
         image.draft("L", (1, 1))  # decodes a JPEG at an eighth of its size, which is several times faster
         image.load()
+        if image.mode not in ("I", "F"):
+            return image.mode, None, None
+        pixels = np.asarray(image)
+        return image.mode, float(pixels.min()), float(pixels.max())

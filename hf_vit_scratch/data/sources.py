@@ -1,30 +1,28 @@
 """Images and labels from many kinds of sources, as a `datasets.DatasetDict`.
 
-`load` reads Kaggle's Digit Recognizer (zip, folder of CSVs, or download from Kaggle), an image folder, Parquet or
-Arrow files, a dataset on the Hub, or the sample of real digits that is installed with the package. `datasets` caches
-the data and maps them into memory, so that they are parsed and decoded only once.
+`load` reads Kaggle's Digit Recognizer (zip, folder of CSVs, or download from Kaggle), other CSV files with pixels, an
+image folder, Parquet or Arrow files, a dataset on the Hub, or the sample of real digits that is installed with the
+package. `datasets` caches the data and maps them into memory, so that they are parsed and decoded only once.
 """
 
 import glob
+import json
 import os
 import re
 from pathlib import Path
 
 import datasets
 import huggingface_hub
-import PIL.Image
 import pyarrow as pa
 
-from .digit_recognizer import COMPETITION, KAGGLE, SAMPLE, download_from_kaggle, is_competition, load_digits
-from .errors import DataError, one_line
+from .csv_files import find_csv_files
+from .digit_recognizer import COMPETITION, KAGGLE, SAMPLE, download_from_kaggle, is_competition, load_sample
+from .errors import DataError, notice, one_line
+from .image_folder import SPLIT_NAMES, load_image_folder, plain_name
+from .pixel_csv import load_pixel_csv
 from .pixels import cache_images
 from .splits import hold_out_fold, hold_out_fraction
 
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
 LABEL_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
 HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 FILE_SUFFIXES = (".zip", ".csv", ".gz", ".parquet", ".arrow")
@@ -48,8 +46,10 @@ def load(
             - `"sample"`: 5,000 digits of MNIST, installed with the package;
             - `"kaggle"`: downloads the competition with `kagglehub`;
             - the path of the competition's zip, or of a folder with its `train.csv`, `test.csv` and
-              `sample_submission.csv` (plain or `.gz`; the last two are optional);
-            - the path of an image folder, `folder/class/image` or `folder/split/class/image`;
+              `sample_submission.csv` (plain or `.gz`; the last two are optional), or of other CSV files with pixels,
+              such as `fashion-mnist_train.csv` and `fashion-mnist_test.csv` (`pixel_csv.py` has the forms);
+            - the path of an image folder, `folder/class/image`, `folder/split/class/image`, or with a `metadata.csv`
+              ([what is read and what is refused](README.md));
             - the path of a Parquet or Arrow file or folder;
             - the id of a dataset on the Hub.
         image_column, label_column: names of the two columns in the source.
@@ -64,8 +64,9 @@ def load(
     Returns:
         The splits `train`, `validation` and, if the source has one, `test`, with the features `image: Image()` and
         `label: ClassLabel(names)`. An unlabelled test split, such as the competition's, has no column `label`, and its
-        rows keep their order. Images keep their mode (palette, alpha and 16 bits too), and `datasets` applies the EXIF
-        orientation when it decodes them.
+        rows keep their order; for an image folder this is the natural order of the file names (1, 2, 10). It has a
+        column `id` if the submission needs other ids than row numbers. Images keep
+        their mode (palette, alpha and 16 bits too), and `datasets` applies the EXIF orientation when it decodes them.
 
     Raises:
         DataError: the source is missing, damaged, or has an unexpected format. The message counts rows of a CSV from
@@ -88,23 +89,30 @@ def load(
 def source_name(source: str | os.PathLike[str]) -> str:
     """Public name of a data source: `"sample"`, `"digit-recognizer"`, an id on the Hub, or the last part of a path.
 
-    Model cards show it, so it never contains a full path.
+    Model cards show it, so it never contains a full path. Files are called `"digit-recognizer"` only if their content
+    is the competition's. Where a path only borrows a public name, `"local "` stands before it.
     """
     source = os.fspath(source)
     if source == KAGGLE or is_competition(source):
         return COMPETITION
-    path = Path(source).expanduser()
-    return source if source == SAMPLE or _is_hub_id(source) else path.resolve().name
+    if source == SAMPLE or _is_hub_id(source):
+        return source
+    name = Path(source).expanduser().resolve().name
+    # Images of a data set called by one of these names would be published in cards.
+    return f"local {name}" if name in (SAMPLE, KAGGLE, COMPETITION) else name
 
 
 def _read(source: str, image_column: str, label_column: str, cache_dir: str) -> dict[str, datasets.Dataset]:
     """The splits of the source, named train, validation and test, with the columns `image` and `label`."""
     if source == SAMPLE:
-        return load_digits(SAMPLE, cache_dir)
-    if source == KAGGLE:
-        return load_digits(download_from_kaggle(), cache_dir)
-    if is_competition(source):
-        return load_digits(os.path.abspath(os.path.expanduser(source)), cache_dir)
+        return load_sample(cache_dir)
+    files = find_csv_files(download_from_kaggle() if source == KAGGLE else source)
+    if files is None and source == KAGGLE:
+        raise DataError(
+            f"The download of {COMPETITION} from Kaggle holds no CSV files with pixels. Download it again."
+        )
+    if files is not None:
+        return load_pixel_csv(files, label_column, cache_dir)
     loaded = _load_with_datasets(source, cache_dir)
     splits = _encode_labels(_select_columns(loaded, source, image_column, label_column), source)
     return {name: cache_images(split, f"{source}, split {name}", cache_dir) for name, split in splits.items()}
@@ -133,34 +141,26 @@ def _load_with_datasets(source: str, cache_dir: str) -> datasets.DatasetDict:
             files = glob.escape(str(path))
             return datasets.load_dataset(path.suffix[1:], data_files=files, cache_dir=cache_dir)
         if (path / "dataset_dict.json").is_file():
-            return datasets.load_from_disk(str(path))
+            names = json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            return datasets.DatasetDict({name: _saved(path / name) for name in names})
         if (path / "state.json").is_file():
-            return datasets.DatasetDict(train=datasets.load_from_disk(str(path)))
-        if any(next(path.glob(pattern), None) for pattern in ("*.parquet", "*/*.parquet", "*.arrow", "*/*.arrow")):
+            return datasets.DatasetDict(train=_saved(path))
+        patterns = ("*.parquet", "*/*.parquet", "*.arrow", "*/*.arrow")
+        if any(file.name != "metadata.parquet" for pattern in patterns for file in path.glob(pattern)):
             return datasets.load_dataset(str(path), cache_dir=cache_dir)
-        return _load_image_folder(path, cache_dir)
+        return load_image_folder(path)
 
 
-def _load_image_folder(path: Path, cache_dir: str) -> datasets.DatasetDict:
-    """Load `path/class/image` or `path/split/class/image`. A test split may hold images without class folders."""
-    folders = {folder.name.lower(): folder for folder in path.iterdir() if folder.is_dir()}
-    parts = {split: folders[n] for split, names in SPLIT_NAMES.items() for n in reversed(names) if n in folders}
-    # A folder named "train" that holds only images is a class, as in a data set of vehicles.
-    if "train" not in parts or not any(f.is_dir() or f.stem == "metadata" for f in parts["train"].iterdir()):
-        parts = {"train": path}
-    suffixes = PIL.Image.registered_extensions()
-    if not any(file.suffix.lower() in suffixes for file in path.rglob("*")):
-        raise DataError(f"{path} holds neither images nor train.csv, Parquet or Arrow files. Check --data.")
+def _saved(path: Path) -> datasets.Dataset:
+    """A data set that was saved to disk, without the format (columns, type) that it had when it was saved.
 
-    def read(parts: dict[str, Path]) -> datasets.DatasetDict:
-        # Without patterns, `datasets` would take a class named "dev-board" or a file named "test 1.jpg" for a split.
-        patterns = {split: f"{glob.escape(str(folder))}/**" for split, folder in parts.items()}
-        return datasets.load_dataset("imagefolder", data_files=patterns, cache_dir=cache_dir)
-
-    if "test" in parts and any(file.suffix.lower() in suffixes for file in parts["test"].iterdir()):
-        test = parts.pop("test")
-        return datasets.DatasetDict({**read(parts), **read({"test": test})})
-    return read(parts)
+    `load_from_disk` would need the library of the format to be installed.
+    """
+    state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    files = [str(path / file["filename"]) for file in state["_data_files"]]
+    table = datasets.table.concat_tables([datasets.table.MemoryMappedTable.from_file(file) for file in files])
+    info = datasets.DatasetInfo.from_directory(str(path))
+    return datasets.Dataset(table, info=info, fingerprint=state["_fingerprint"])
 
 
 def _select_columns(
@@ -169,8 +169,11 @@ def _select_columns(
     """Rename the splits to train, validation and test, and the columns to `image` and `label`."""
     present = [name for name, split in loaded.items() if len(split)]
     splits = {usual: loaded[n] for usual, names in SPLIT_NAMES.items() for n in reversed(names) if n in present}
+    used = {id(split) for split in splits.values()}
     if "train" not in splits:
         raise DataError(f"{source} has no training split with images. Its splits: {', '.join(loaded) or 'none'}.")
+    if unused := [f"{name} ({len(loaded[name]):,} rows)" for name in present if id(loaded[name]) not in used]:
+        notice(f"{source}: splits that are not used: {', '.join(unused)}.")
     for name, split in splits.items():
         columns = {image_column: "image", label_column: "label"}
         if name == "test" and label_column not in split.column_names:
@@ -178,8 +181,6 @@ def _select_columns(
         for column, usual in columns.items():
             if column not in split.column_names:
                 hint = f"Name the right column with --{usual}_column"
-                if split.column_names == ["image"]:
-                    hint = "An image folder needs two or more folders of images, one for each class, at one depth"
                 names = ", ".join(split.column_names)
                 raise DataError(f"{source}, split {name}: no column {column!r}. Its columns: {names}. {hint}.")
         split = split.select_columns(list(columns)).rename_columns({k: v for k, v in columns.items() if k != v})
@@ -195,23 +196,50 @@ def _encode_labels(splits: dict[str, datasets.Dataset], source: str) -> dict[str
         names = feature.names
     elif any(is_type(column.type) for is_type in LABEL_TYPES):
         names = [str(value) for value in sorted(set(splits["train"].unique("label")) - {None})]
+        names = [name for name in names if name.strip()]
     else:
         raise DataError(f"{source}: labels must be classes, strings, integers or booleans, got {column.type}.")
-    index = {name: code for code, name in enumerate(names)}
+    _say_near_duplicates(names, source)
     label = datasets.ClassLabel(names=names)
     for name, split in splits.items():
         if "label" not in split.column_names:
             continue
         feature, values = split.features["label"], split["label"][:]
-        if name == "test" and all(value in (None, -1) for value in values):
+        if name == "test" and all(value in (None, -1) or not str(value).strip() for value in values):
             splits[name] = split.remove_columns("label")
             continue
-        own_names = dict(enumerate(getattr(feature, "names", ())))
-        codes = [index.get(own_names.get(v) if own_names else str(v), -1) if v is not None else -1 for v in values]
-        if -1 in codes:
-            row = codes.index(-1)
-            problem = f"label {values[row]!r} is not one of the {len(names)} classes of train"
-            raise DataError(f"{source}, split {name}, row {row + 1}: {problem}.")
+        codes = _codes(split, values, names, f"{source}, split {name}")
+        if name != "train" and (lacking := [names[code] for code in sorted(set(range(len(names))) - set(codes))]):
+            few = ", ".join(lacking[:3])
+            notice(f"{source}: split {name} has no image of {len(lacking)} of the {len(names)} classes: {few}.")
         if feature != label:
             splits[name] = split.remove_columns("label").add_column("label", codes, feature=label)
     return splits
+
+
+def _say_near_duplicates(names: list[str], source: str) -> None:
+    """One line on stderr for classes that are probably one, such as "cat" and "cat "."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(plain_name(name), []).append(name)
+    if pairs := [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]:
+        notice(f"{source}: labels that differ in spaces or case are different classes: {', '.join(pairs[:3])}.")
+
+
+def _codes(split: datasets.Dataset, values: list, names: list[str], where: str) -> list[int]:
+    """The number of each label. Raises: DataError for a blank label, or one that is no class of train."""
+    own_names = dict(enumerate(getattr(split.features["label"], "names", ())))
+    index = {name: code for code, name in enumerate(names) if name.strip()}
+    texts = [None if value is None else own_names.get(value) if own_names else str(value) for value in values]
+    codes = [-1 if text is None else index.get(text, -1) for text in texts]
+    if -1 in codes:
+        row = codes.index(-1)
+        value = values[row] if texts[row] is None else texts[row]
+        path = split.cast_column("image", datasets.Image(decode=False))[row]["image"]
+        where = f"{where}, row {row + 1}" + (f" ({path['path']})" if path and path["path"] else "")
+        if value is None or isinstance(value, str) and not value.strip():
+            raise DataError(f"{where}: the label is blank. Give each image of the split a label, or leave it out.")
+        alike = next((name for name in names if plain_name(name) == plain_name(str(value))), None)
+        hint = f", which has {alike!r}" if alike else ""
+        raise DataError(f"{where}: label {value!r} is not one of the {len(names)} classes of train{hint}.")
+    return codes

@@ -52,8 +52,8 @@ class DataArguments:
     data: str = flag(
         SAMPLE,
         "sample (5,000 real digits, installed with the package), kaggle (downloads the competition), the zip of the "
-        "competition or a folder with its CSVs, an image folder, a Parquet or Arrow dataset on disk, or the id of a "
-        "dataset on the Hub.",
+        "competition, other CSV files with a column for each pixel (a file, a folder or a zip), an image folder, a "
+        "Parquet or Arrow dataset on disk, or the id of a dataset on the Hub.",
     )
     image_column: str = flag("image", "Name of the column with the images.")
     label_column: str = flag("label", "Name of the column with the labels.")

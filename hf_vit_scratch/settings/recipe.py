@@ -6,7 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from ..data.digit_recognizer import KAGGLE, SAMPLE, is_competition
+from ..data.csv_files import has_pixel_csv
+from ..data.digit_recognizer import KAGGLE, SAMPLE
 
 RECIPES = resources.files("hf_vit_scratch.settings") / "recipes"
 
@@ -34,7 +35,7 @@ def read_recipe(recipe: str) -> dict:
 def default_recipe(data: str, model_name_or_path: str | None) -> str:
     """The recipe of a run without `--recipe`. It depends on the data and on whether a model is fine-tuned."""
     if model_name_or_path:
-        return "digits-finetune" if data in (SAMPLE, KAGGLE) or is_competition(data) else "photos-finetune"
+        return "digits-finetune" if data in (SAMPLE, KAGGLE) or has_pixel_csv(data) else "photos-finetune"
     return "sample" if data == SAMPLE else "digits-tiny"
 
 

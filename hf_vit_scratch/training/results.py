@@ -10,11 +10,11 @@ from accelerate import PartialState
 from transformers import TrainingArguments
 
 from ..conversion.pretrained import model_name
-from ..data.digit_recognizer import COMPETITION, SAMPLE, write_submission
+from ..data.digit_recognizer import COMPETITION, SAMPLE
 from ..data.sources import source_name
 from ..device import describe
 from ..evaluation.plots import plot_confusion_matrix, plot_curves
-from ..evaluation.prediction import load_model, predict_logits
+from ..evaluation.prediction import load_model, predict_logits, write_predictions
 from ..hub.card import write_card
 from ..output_folder import (
     CONFUSION_PLOT,
@@ -98,7 +98,7 @@ def measure(training: TrainingArguments, splits: datasets.DatasetDict) -> dict:
             results.update({f"{name}_{key}": value for key, value in measured.items()})
         elif PartialState().is_main_process:
             id2label = classifier.model.config.id2label
-            write_submission(logits, id2label, Path(training.output_dir) / SUBMISSION_NAME)
+            write_predictions(logits, splits[name], id2label, Path(training.output_dir) / SUBMISSION_NAME)
     return results
 
 

@@ -8,7 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from helpers import TINY, blocks, competition_zip
+from helpers import TINY, blocks, call_it_the_competition, competition_zip
 from helpers import refused_by_vit_scratch as refused
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -28,8 +28,17 @@ LABELS[MISLABELLED] = (LABELS[MISLABELLED] + 1) % 10
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """digits.zip, fold-3 to fold-5, other-3 and other-4 (twice as wide), and whole, of the first recipe."""
+def patch():
+    with pytest.MonkeyPatch.context() as patch:
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, patch):
+    """digits.zip, fold-3 to fold-5, other-3 and other-4 (twice as wide), and whole, of the first recipe.
+
+    The zip is taken for the competition's.
+    """
     folder = tmp_path_factory.mktemp("runs")
     competition_zip(folder / "right.zip")
     with zipfile.ZipFile(folder / "right.zip") as right, zipfile.ZipFile(folder / "digits.zip", "w") as wrong:
@@ -39,6 +48,7 @@ def runs(tmp_path_factory):
                 for row in MISLABELLED:
                     lines[row + 1] = f"{LABELS[row]},{lines[row + 1].partition(',')[2]}"
             wrong.writestr(name, "".join(lines))
+    call_it_the_competition(patch, folder / "digits.zip")
     common = ["--data", str(folder / "digits.zip"), *TINY, "--learning_rate", "1e-2", "--num_train_epochs", "30"]
     common += ["--augmentation", "digits", "--mild_fraction", "0.5", "--eval_strategy", "no", "--save_strategy", "no"]
     common += ["--bf16", "false", "--ema_decay", "0.9", "--label_smoothing_factor", "0"]
@@ -229,7 +239,7 @@ def test_a_new_folder_gets_the_evaluation_alone_and_may_be_written_again(runs, c
     assert found["agreed_against"] == []  # of which one model alone is no witness
 
 
-def test_what_does_not_belong_together_is_refused_and_nothing_is_written(runs, tmp_path, capsys):
+def test_what_does_not_belong_together_is_refused_and_nothing_is_written(runs, tmp_path, capsys, monkeypatch):
     def said(*argv) -> str:
         return refused(capsys, *argv)
 
@@ -247,7 +257,11 @@ def test_what_does_not_belong_together_is_refused_and_nothing_is_written(runs, t
     assert "is given twice" in said("evaluate", "--model", one, "--against", one, *zipped, *to)
     assert "has no partner" in said("evaluate", "--model", one, "--against", other, *zipped, *to)
     assert "was trained on other rows or classes" in said(
-        "evaluate", "--model", str(runs / "fold-4"), "--data", other_zip(tmp_path), *to
+        "evaluate", "--model", str(runs / "fold-4"), "--data", other_zip(tmp_path, monkeypatch), *to
+    )
+    competition_zip(tmp_path / "alike.zip")
+    assert "trained on digit-recognizer, but --data is alike.zip" in said(
+        "evaluate", "--model", one, "--data", str(tmp_path / "alike.zip"), *to
     )
     assert not (tmp_path / "new").exists()
     shutil.copytree(runs / "other-4", tmp_path / "released")
@@ -263,8 +277,9 @@ def test_what_does_not_belong_together_is_refused_and_nothing_is_written(runs, t
     assert "neither new nor the folder of a model" in said("evaluate", "--model", one, *zipped, *mine)
 
 
-def other_zip(folder) -> str:
+def other_zip(folder, monkeypatch) -> str:
     competition_zip(folder / "other.zip", num_train=150)
+    call_it_the_competition(monkeypatch, folder / "other.zip")
     return str(folder / "other.zip")
 
 
