@@ -61,7 +61,7 @@ def all_imports() -> Iterator[tuple[tuple[str, ...], tuple[str, ...]]]:
 
 def floor(module: tuple[str, ...]) -> int:
     """Height over the ground; the package itself is on top."""
-    return len(FLOORS) if not module else len(FLOORS) - 1 - FLOORS.index(module[0])
+    return len(FLOORS) if module in ((), ("__main__",)) else len(FLOORS) - 1 - FLOORS.index(module[0])
 
 
 def test_every_folder_has_a_floor_and_imports_go_down_only():
