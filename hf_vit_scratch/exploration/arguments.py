@@ -71,7 +71,7 @@ def parse_size(argv: list[str]) -> ViTScratchConfig:
         )
     flags = {action.dest for action in parser._actions}
     values = {name: value for name, value in values.items() if name in flags}
-    run, model = parser.parse_args_into_dataclasses([*as_flags(values), *argv], look_for_args_file=False)
+    run, model = parser.parse_flags([*as_flags(values), *argv])
     labels = (10 if run.size.startswith("digits") else 1000) if run.num_labels is None else run.num_labels
     return ViTScratchConfig.from_size(run.size, **given_fields(model), num_labels=labels)
 

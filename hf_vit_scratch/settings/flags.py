@@ -218,6 +218,15 @@ class Parser(HfArgumentParser):
     def error(self, message: str):
         raise ValueError(message)
 
+    def parse_flags(self, argv: list[str]) -> tuple:
+        """The dataclasses of the parser, filled with the flags. Raises: ValueError for unknown and invalid flags."""
+        *parsed, unknown = self.parse_args_into_dataclasses(
+            argv, return_remaining_strings=True, look_for_args_file=False
+        )
+        if unknown:
+            raise ValueError(f"unknown flags: {' '.join(unknown)}. `train.py --help` lists all flags.")
+        return tuple(parsed)
+
 
 def flag_names() -> set[str]:
     """The names of all flags of `train.py`."""
@@ -247,7 +256,7 @@ def parse_arguments(argv: list[str]) -> Settings:
         "dataloader_pin_memory": device.type == "cuda",
     }
     flags = [*as_flags({**house, **values}), *argv]
-    run, *others = parser.parse_args_into_dataclasses(flags, look_for_args_file=False)
+    run, *others = parser.parse_flags(flags)
     run.recipe = recipe
     if run.size and run.model_name_or_path:
         raise ValueError(

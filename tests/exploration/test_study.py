@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from hf_vit_scratch import ViTScratchConfig, training
 from hf_vit_scratch.cli import main
 from hf_vit_scratch.data import row_numbers
-from hf_vit_scratch.exploration import plans, report, study
+from hf_vit_scratch.exploration import plans, report, study, trial
 from hf_vit_scratch.exploration.arguments import parse_exploration
 from hf_vit_scratch.exploration.cost import cost, module_cost
 from hf_vit_scratch.exploration.plots import pareto_front
@@ -232,6 +232,21 @@ def test_the_rows_that_confirm_take_no_part_in_anything_else(source, tmp_path):
     once, again = runner.train(spec), runner.train(spec)
     assert (once["negative_log_likelihood"], once["curve"]) == (again["negative_log_likelihood"], again["curve"])
     assert once["train_images"] == 60
+
+
+def test_a_choice_is_measured_on_the_rows_for_choosing_and_confirmed_on_the_others(source, tmp_path, monkeypatch):
+    runner = TrialRunner(*parse_exploration(command(source, "size", tmp_path)[1:]))
+    rows = {name: row_numbers(split).tolist() for name, split in runner.splits.items()}
+    original, measured = trial.predict_logits, []
+
+    def recorded(classifier, split, *others, **more):
+        measured.append(row_numbers(split).tolist())
+        return original(classifier, split, *others, **more)
+
+    monkeypatch.setattr(trial, "predict_logits", recorded)
+    for confirming in (False, True):
+        runner.train(Spec("ViT", runner.fields({}), 1e-2, confirming=confirming))
+    assert measured == [rows["validation"], rows["confirm"]] and not set(measured[0]) & set(measured[1])
 
 
 def test_all_parts_see_as_many_images_and_evaluations_are_not_counted_as_training(source, tmp_path, monkeypatch):
