@@ -6,6 +6,7 @@ import os
 import platform
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -49,7 +50,9 @@ def describe(device: torch.device, num_processes: int = 1) -> str:
 
 
 def can_compile() -> bool:
-    """Whether a C++ compiler, which torch.compile needs, is installed."""
+    """Whether a C++ compiler and setuptools, which torch.compile needs, are installed."""
+    if find_spec("setuptools") is None:  # torch 2.9 imports it, but asks for it from Python 3.12 on
+        return False
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl") if name)
 
 

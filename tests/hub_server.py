@@ -211,7 +211,11 @@ class Hub:
         self._servers = [_Server(("127.0.0.1", 0), _Handler) for _ in range(2)]
         for server in self._servers:
             server.hub = self
-        self.endpoint, self.storage = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        # Clients tell hosts apart by their names: some by the name alone, some by name and port.
+        self.endpoint, self.storage = (
+            f"http://{name}:{server.server_port}"
+            for name, server in zip(("127.0.0.1", "localhost"), self._servers, strict=True)
+        )
 
     def __enter__(self) -> "Hub":
         for server in self._servers:

@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
         "Python": f"{platform.python_version()}, {platform.system()} {platform.release()}",
         "device": describe(device),
         "bf16": "in hardware" if computes_bf16(device) else "not in hardware",
-        "C++ compiler": "found" if can_compile() else "not found: torch_compile has no effect",
+        "torch.compile": "can be used" if can_compile() else "has no effect: no C++ compiler or no setuptools",
         "accelerate config": "a default config file" if os.path.isfile(default_config_file) else "none",
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "not set"),
     }

@@ -110,7 +110,8 @@ def _is_competition(files: CsvFiles, cache_dir: str) -> bool:
     if any([*read_layout(files, role).columns] != headers.get(role) for role in present):
         return False
     info = cached_info(files, "label", cache_dir)
-    digest = info.download_checksums["train"]["checksum"] if info else file_sha256(files, "train")
+    recorded = (info.download_checksums or {}).get("train") if info else None  # datasets below 5.0 drops it
+    digest = recorded["checksum"] if recorded else file_sha256(files, "train")
     if digest not in COMPETITION_FILES:
         return False
     found = [info.splits[role].num_examples if info else count_rows(files, role) for role in present]

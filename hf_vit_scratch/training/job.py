@@ -152,13 +152,14 @@ def _repository(settings: Settings) -> Repository:
 
 
 def _on_this_machine(settings: Settings) -> Settings:
-    """Set up the CPU, and return the settings, without torch.compile if there is no C++ compiler."""
+    """Set up the CPU, and return the settings, without torch.compile if it cannot work."""
     set_up_cpu()
     if not settings.training.torch_compile or can_compile():
         return settings
     if PartialState().is_main_process:
         print(
-            "No C++ compiler (g++, clang++) was found, so training runs without torch.compile and is slower.",
+            "torch.compile needs a C++ compiler (g++, clang++) and setuptools. One of them was not found, so training "
+            "runs without torch.compile and is slower.",
             flush=True,
         )
     return settings.with_training(torch_compile=False, torch_compile_backend=None)

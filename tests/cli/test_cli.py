@@ -153,7 +153,8 @@ def test_predict_gives_the_scores_of_transformers_pipeline(tmp_path, digit, caps
     model.save_pretrained(tmp_path / "model")
     ViTScratchImageProcessor(size={"height": 28, "width": 28}, num_channels=1).save_pretrained(tmp_path / "model")
     classify = pipeline("image-classification", model=str(tmp_path / "model"))
-    expected = classify(digit, top_k=3)
+    plain = {"function_to_apply": "none"} if problem == "regression" else {}  # by itself only in newer transformers
+    expected = classify(digit, top_k=3, **plain)
     capsys.readouterr()
     flags = ["predict", *digit, "--model", str(tmp_path / "model"), "--top_k", "3"]
     main([*flags, "--json"])

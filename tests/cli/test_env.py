@@ -19,7 +19,7 @@ def test_env_prints_what_a_bug_report_needs_and_nothing_private(capsys, monkeypa
     assert facts["transformers"] == metadata.version("transformers")
     assert facts["Python"].startswith(platform.python_version())
     assert facts["OMP_NUM_THREADS"] == "3"
-    assert {"hf-vit-scratch", "device", "bf16", "C++ compiler", "accelerate config", "timm"} <= facts.keys()
+    assert {"hf-vit-scratch", "device", "bf16", "torch.compile", "accelerate config", "timm"} <= facts.keys()
     private = ["hf_abc", str(REPOSITORY), os.path.expanduser("~"), platform.node()]
     assert not [word for word in private if word in printed], printed
     assert f"/{getpass.getuser()}" not in printed
