@@ -17,13 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from .errors import DataError
+from .names import SPLIT_NAMES, split_of
 
-# The words of a file's name that say what it is: `fashion-mnist_train.csv` is train.
-ROLES = {
-    "train": ("train", "training"),
-    "validation": ("validation", "valid", "val", "dev"),
-    "test": ("test", "testing"),
-}
 SUBMISSIONS = ("sample_submission", "samplesubmission", "sample-submission")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif", ".ppm", ".pgm")
 ARCHIVE_SUFFIXES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
@@ -119,9 +114,9 @@ def looks_like_pixels(path: str, member: str) -> bool:
         with open_member(path, member) as stream:
             values = split_line(stream.readline(LINE_BYTES))
     except (DataError, csv.Error):
-        return _role(member) is not None
+        return _split(member) is not None
     pixels = sum(value[-1:].isdigit() for value in values)
-    return 2 * pixels > len(values) and pixels >= 4 if values else _role(member) is not None
+    return 2 * pixels > len(values) and pixels >= 4 if values else _split(member) is not None
 
 
 def _is_csv(name: str) -> bool:
@@ -132,15 +127,9 @@ def _stem(member: str) -> str:
     return re.sub(r"\.csv(\.gz)?$", "", PurePosixPath(member).name, flags=re.IGNORECASE)
 
 
-def _role(member: str, folder: bool = False) -> str | None:
-    """The split that the name of a file says, or else the name of its folder. `folder`: the member is a folder."""
-    file = PurePosixPath(member)
-    for name in (file.name, "") if folder else (_stem(member), file.parent.name):
-        words = {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+", name)}
-        found = [role for role, names in ROLES.items() if words & set(names)]
-        if found:
-            return found[0] if len(found) == 1 else None
-    return None
+def _split(member: str) -> str | None:
+    """The split that the name of a file says, or else the name of its folder."""
+    return split_of(_stem(member)) or split_of(PurePosixPath(member).parent.name)
 
 
 def _choose(path: str, members: list[str]) -> dict[str, str]:
@@ -151,8 +140,8 @@ def _choose(path: str, members: list[str]) -> dict[str, str]:
     tables = [m for m in csvs if m not in others and looks_like_pixels(path, m)]
     if not tables:
         return {}
-    found = {role: _only(path, role, [m for m in tables if _role(m) == role]) for role in ROLES}
-    unnamed = [m for m in tables if _role(m) is None]
+    found = {role: _only(path, role, [m for m in tables if _split(m) == role]) for role in SPLIT_NAMES}
+    unnamed = [m for m in tables if _split(m) is None]
     if found["train"] is None and len(unnamed) == 1:
         found["train"] = unnamed[0]
     if found["train"] is None:
@@ -162,14 +151,14 @@ def _choose(path: str, members: list[str]) -> dict[str, str]:
             raise DataError(f"{where} has no train.csv, but {len(unnamed)} CSV files with pixels: {names}. {do}.")
         raise DataError(f"{where} has no train.csv, so there is nothing to train on. It holds {names}.")
     for role in ("validation", "test"):  # one without pixels is damaged, and reading it says how
-        found[role] = found[role] or _only(path, role, [m for m in csvs if _stem(m).lower() in ROLES[role]])
+        found[role] = found[role] or _only(path, role, [m for m in csvs if _stem(m).lower() in SPLIT_NAMES[role]])
     found["sample_submission"] = _only(path, "sample submission", sorted(others))
     return {role: member for role, member in found.items() if member}
 
 
 def _only(path: str, role: str, members: list[str]) -> str | None:
     """The member that is called exactly by the role, or else the only one; of several depths the least deep."""
-    exact = [m for m in members if _stem(m).lower() in (*ROLES.get(role, ()), *SUBMISSIONS)]
+    exact = [m for m in members if _stem(m).lower() in (*SPLIT_NAMES.get(role, ()), *SUBMISSIONS)]
     members = exact or members
     depth = min((m.count("/") for m in members), default=0)
     members = [m for m in members if m.count("/") == depth]
@@ -197,7 +186,7 @@ def _in_folder(path: Path) -> CsvFiles | None:
     if below and (found := _choose(str(path), below)):
         return CsvFiles(str(path), found)
     for folder in (path, *([path / folders[0]] if len(folders) == 1 else [])):
-        for member in sorted((m for m in _entries(folder)[0] if _is_csv(m)), key=lambda m: _role(m) != "train"):
+        for member in sorted((m for m in _entries(folder)[0] if _is_csv(m)), key=lambda m: _split(m) != "train"):
             _refuse_listing(folder, member)
     return None
 
@@ -222,12 +211,12 @@ def _refuse_listing(folder: Path, member: str) -> None:
     if _stem(member).lower() in ("metadata", *SUBMISSIONS) or {"metadata.csv", "metadata.jsonl"} & set(files):
         return
     rows = _first_rows(str(folder), member)
-    splits = [f for f in folders if _role(f, folder=True) == "train"]
+    splits = [f for f in folders if split_of(f) == "train"]
     classes = {name for split in splits for name in _entries(folder / split)[1]} or set(folders) - set(splits)
     if _listed_image(folder, rows) is not None:
         if classes & {value for row in rows[1:] for value in row}:
             return
-    elif _stem(member).lower() not in ROLES["train"] or len(classes) > 1:
+    elif _stem(member).lower() not in SPLIT_NAMES["train"] or len(classes) > 1:
         return
     raise _no_pixels(str(folder), member, rows, folder)
 
@@ -317,7 +306,7 @@ def _in_zip(path: Path) -> CsvFiles:
     members = [m for m in members if not _hidden(m)]
     images = [m for m in members if m.lower().endswith(IMAGE_SUFFIXES)]
     csvs = [m for m in members if _is_csv(m) and _stem(m).lower() != "metadata"]
-    train = next((m for m in csvs if _role(m) == "train"), csvs[0] if len(csvs) == 1 else None)
+    train = next((m for m in csvs if _split(m) == "train"), csvs[0] if len(csvs) == 1 else None)
     if train and not (classes := {PurePosixPath(m).parent.name for m in images}) or train and len(classes) == 1:
         raise _no_pixels(str(path), train, _first_rows(str(path), train), None)
     found = ", ".join(sorted(PurePosixPath(m).name for m in members)[:5]) or "nothing"

@@ -18,7 +18,8 @@ import pyarrow as pa
 from .csv_files import find_csv_files
 from .digit_recognizer import COMPETITION, KAGGLE, SAMPLE, download_from_kaggle, is_competition, load_sample
 from .errors import DataError, notice, one_line
-from .image_folder import SPLIT_NAMES, load_image_folder, plain_name
+from .image_folder import load_image_folder
+from .names import SPLIT_NAMES, is_split, plain_name, shown, split_of
 from .pixel_csv import load_pixel_csv
 from .pixels import cache_images
 from .splits import hold_out_fold, hold_out_fraction

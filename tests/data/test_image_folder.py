@@ -130,7 +130,7 @@ def test_what_is_no_image_is_named_with_its_number(root, read, said):
     assert_same(read(root)["train"], [(name, COLOURS[name]) for name in ("red", "blue")] * 4)
     files, folder = said()
     assert "not read: 6 files that Pillow does not open: blue/clip.mp4, README.md, red/data.npy and 3 more." in files
-    assert "not read: 1 hidden folder: .git/." in folder
+    assert "not read: 1 hidden folder: .git." in folder
 
 
 def test_rubbish_and_sidecars_are_passed_over_in_silence(root, read, said):
@@ -492,7 +492,7 @@ def test_metadata_that_does_not_fit_is_refused(root, refusal):
     listed(root, [*rows[:3], ("3.png", "a", "b")])
     assert "row 4: expected one value for each column" in refusal(root)
     listed(root, rows, ("name", "label"))
-    assert "no column 'file_name'. Its columns: name, label" in refusal(root)
+    assert "expected one column 'file_name', separated from the others by commas. Its columns: name, label" in refusal(root)
     listed(root, [("cat/0.png", "a"), ("test/0.png", "b")])
     assert "Add a column split" in refusal(root)
     listed(root, [("train/0.png", "a"), ("../0.png", "b")])
