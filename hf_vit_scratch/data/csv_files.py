@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from .errors import DataError
+from .folders import METADATA_NAMES, RUBBISH
 from .names import SPLIT_NAMES, split_of
 
 SUBMISSIONS = ("sample_submission", "samplesubmission", "sample-submission")
@@ -80,6 +81,21 @@ def find_csv_files(source: str | os.PathLike[str]) -> CsvFiles | None:
     raise DataError(f"{path.name} is none of the kinds of files that are read. Expected {expected}. Check --data.")
 
 
+def unread_beside(source: str | os.PathLike[str], files: CsvFiles) -> list[str]:
+    """What else lies in a folder or a zip that was found to hold `files`: files and, with a slash, other folders."""
+    path, used = Path(files.path), set(files.members.values())
+    if path.is_dir() and Path(source).expanduser().is_file():
+        return []  # the source is one of the files in the folder
+    if path.is_dir():
+        places = {"", *(str(PurePosixPath(member).parent) for member in used)} - {"."}
+        found = [f"{place}/{name}" if place else name for place in places for name in _entries(path / place)[0]]
+        found += [f"{name}/" for name in _entries(path)[1] if name not in places]
+    else:
+        with zipfile.ZipFile(path) as archive:
+            found = [info.filename for info in archive.infolist() if not info.is_dir() and not _hidden(info.filename)]
+    return [name for name in found if name not in used and PurePosixPath(name).name.lower() not in RUBBISH]
+
+
 def has_pixel_csv(source: str | os.PathLike[str]) -> bool:
     """Whether a source is read from CSV files with pixels, or refused as one."""
     try:
@@ -108,11 +124,24 @@ def split_line(line: bytes) -> list[str]:
     return [value.strip() for value in next(csv.reader([line.decode("utf-8-sig", "replace")]), [])]
 
 
+def first_line(path: str, member: str) -> list[str]:
+    """The values of the first line of a CSV. Raises: DataError if it is no text with lines."""
+    with open_member(path, member) as stream:
+        line = stream.readline(LINE_BYTES)
+    problem = None
+    if b"\0" in line:
+        problem = "it is no text in UTF-8, but perhaps in UTF-16. Save it as CSV in UTF-8"
+    elif b"\r" in line.rstrip(b"\r\n"):
+        problem = "its lines end in a carriage return alone. Save it with lines that end in a line feed"
+    if problem:
+        raise DataError(f"{os.path.basename(path)}/{member}, line 1: {problem}.")
+    return split_line(line)
+
+
 def looks_like_pixels(path: str, member: str) -> bool:
     """Whether the first line names or holds pixels. A damaged train.csv counts: reading it says what is wrong."""
     try:
-        with open_member(path, member) as stream:
-            values = split_line(stream.readline(LINE_BYTES))
+        values = first_line(path, member)
     except (DataError, csv.Error):
         return _split(member) is not None
     pixels = sum(value[-1:].isdigit() for value in values)
@@ -208,7 +237,7 @@ def _refuse_listing(folder: Path, member: str) -> None:
     It is no offence beside folders of the classes that it names, or beside a metadata.csv.
     """
     files, folders = _entries(folder)
-    if _stem(member).lower() in ("metadata", *SUBMISSIONS) or {"metadata.csv", "metadata.jsonl"} & set(files):
+    if _stem(member).lower() in ("metadata", *SUBMISSIONS) or {*METADATA_NAMES} & {file.lower() for file in files}:
         return
     rows = _first_rows(str(folder), member)
     splits = [f for f in folders if split_of(f) == "train"]

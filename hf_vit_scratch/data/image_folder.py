@@ -163,9 +163,8 @@ def _classes(root: Folder) -> list[Folder]:
     for folder in root.holding:
         if folder.name in splits and (folder.holding or (is_split(folder.name) and not train)):
             problem = f"{folder.path} has the name of a {splits[folder.name]} split, but no train with classes"
-            raise DataError(
-                f"{problem} is beside it. Rename it if it is a class, or move the classes into train. {_LAYOUTS}."
-            )
+            do = "Rename it if it is a class, or move the classes into train"
+            raise DataError(f"{problem} is beside it. {do}. {_LAYOUTS}.")
     if train and len({*splits.values()}) > 1:
         notice(f"{root.path}: {shown(splits)} hold images without folders, so they are read as classes.")
     return _class_folders(root)
@@ -268,12 +267,10 @@ def _check_links(root: Folder, parts: dict[str, _Part]) -> None:
     for part in parts.values():
         own, again = {}, []
         for file in part.files:
-            if file.identity[1] and own.setdefault(file.identity, file.path) != file.path:
-                again.append(file.path)
+            if file.identity[1] and (other := own.setdefault(file.identity, file.path)) != file.path:
+                again.append(f"{file.path} is the same file as {other}")
         if again:
-            one = min(again)
-            same = f"{one} is the same file as {own[next(f.identity for f in part.files if f.path == one)]}"
-            notice(f"{root.path}: {counted(again, 'image')} read more than once in a split, through links: {same}.")
+            notice(f"{root.path}: {counted(again, 'image')} read twice in a split, through links: {min(again)}.")
         if both := seen.keys() & own.keys():
             one = min(both)
             problem = f"{own[one]} is the same file as {seen[one]}, in another split ({len(both):,} files are in two)"
@@ -287,10 +284,8 @@ def _say_what_is_not_read(root: Folder, parts: dict[str, _Part]) -> None:
     folders = list(root.walk())
     by_metadata = any(folder.metadata for folder in folders if folder.path in roots)
     where = " that the metadata does not list" if by_metadata else " outside of the folders of splits and classes"
-    others, hidden = (
-        [os.path.join(folder.path, name) for folder in folders for name in getattr(folder, kind)]
-        for kind in ("others", "hidden")
-    )
+    others = [os.path.join(folder.path, name) for folder in folders for name in folder.others]
+    hidden = [os.path.join(folder.path, name) for folder in folders for name in folder.hidden]
     tables = [os.path.join(f.path, name) for f in folders if f.path not in roots for name in f.metadata]
     empty = [inner.path for folder in folders if not folder.is_empty for inner in folder.folders if inner.is_empty]
     for paths, what, why in (

@@ -59,6 +59,6 @@ def shown(names: Collection[str]) -> str:
     return ", ".join(sorted(names, key=natural)[:_SHOWN]) + more
 
 
-def counted(names: Collection[str], what: str) -> str:
-    """The number of names, and what they are: `2 files`."""
+def counted(names: Collection, what: str) -> str:
+    """How many they are, and what: `2 files`."""
     return f"{len(names):,} {what}" + ("" if len(names) == 1 else "s")

@@ -27,7 +27,7 @@ import pyarrow as pa
 import pyarrow.csv
 from datasets.info import SupervisedKeysData
 
-from .csv_files import LABEL_NAMES, CsvFiles, open_member, split_line
+from .csv_files import LABEL_NAMES, CsvFiles, first_line, open_member
 from .errors import DataError, one_line
 
 DIGITS = [str(digit) for digit in range(10)]
@@ -101,11 +101,9 @@ def read_layout(files: CsvFiles, role: str, label_column: str = "label", train: 
     Raises: DataError with the column that is missing, unknown or out of order.
     """
     file = files.name(role)
-    with open_member(files.path, files.members[role]) as stream:
-        line = stream.readline(CSV_BLOCK_BYTES)
-    if not line.strip():
+    names = first_line(files.path, files.members[role])
+    if not "".join(names):
         raise DataError(f"{file} is empty. Expected a header and one row per image.")
-    names = split_line(line)
     unnamed = next((i for i, name in enumerate(names) if name == "" or name.lower().startswith("unnamed:")), None)
     rest = names if unnamed is None else names[:unnamed] + names[unnamed + 1 :]
     if unnamed in (None, 0) and all(INTEGER.fullmatch(name) for name in rest):
@@ -200,16 +198,18 @@ def _pixel_names(file: str, names: list[str]) -> tuple[list[str], tuple[int, int
     start = next((i for i in (0, 1) if math.isqrt(last - i + 1) ** 2 == last - i + 1), min(min(numbers), 1))
     count = last - start + 1
     side = math.isqrt(count)
+    after = f"{prefix}{str(last + 1).zfill(digits[-1])}"
+    if start == 0 and 0 not in numbers:
+        zero = f"{prefix}{'0'.zfill(digits[-1])}"
+        problem = f"{zero!r} is missing if the pixels count from 0, and column {after!r} if they count from 1"
+        raise DataError(f"{file}, header row (line 1): column {problem}.")
     if side * side != count:
         where = f"{file}, header row (line 1): {count} pixel columns"
         if 3 * math.isqrt(count // 3) ** 2 == count:
             side = math.isqrt(count // 3)
             do = "Colour images are not read from CSV. Save them as an image folder or as Parquet"
             raise DataError(f"{where} are {side}x{side} pixels of 3 colours. {do}.")
-        missing = f"{prefix}{str(last + 1).zfill(digits[-1])}"
-        raise DataError(
-            f"{where} are no square image; column {missing!r} is missing for {side + 1}x{side + 1} pixels."
-        )
+        raise DataError(f"{where} are no square image; column {after!r} is missing for {side + 1}x{side + 1} pixels.")
     return [f"{prefix}{str(i).zfill(digits[-1])}" for i in range(start, last + 1)], (side, side)
 
 
@@ -224,7 +224,8 @@ def _check_header(file: str, header: list[str], columns: list[str]) -> None:
         problem = f"column {extra[0]!r} is unknown"
     else:
         place = next(i for i, name in enumerate(header) if i >= len(columns) or name != columns[i])
-        problem = f"column {header[place]!r} is out of order, at place {place + 1}"
+        how = "there a second time" if header[place] in header[:place] else "out of order"
+        problem = f"column {header[place]!r} is {how}, at place {place + 1}"
     expected = f"Expected {columns[0]}, {columns[1]}" + (f" ... {columns[-1]}" if len(columns) > 2 else "")
     hint = "; name the column of the labels with --label_column" if missing and extra and missing[0] == "label" else ""
     raise DataError(f"{file}, header row (line 1): {problem}. {expected}{hint}.")
@@ -338,13 +339,14 @@ def _described(labels: Sequence[str] | None) -> str:
         return "a label"
     if list(labels) == [str(number) for number in range(len(labels))]:
         return f"an integer from 0 to {len(labels) - 1}"
-    return f"one of the {len(labels)} labels of train ({', '.join(labels[:3])} ... {labels[-1]})"
+    few = ", ".join(labels) if len(labels) <= 4 else f"{', '.join(labels[:3])} ... {labels[-1]}"
+    return f"one of the {len(labels)} labels of train ({few})"
 
 
 # ---- labels and ids
 
 
-def _natural(name: str) -> list:
+def _label_order(name: str) -> list:
     """Sort key: integers by their value, and numbers inside of names too."""
     if INTEGER.fullmatch(name):
         return [(0, int(name), "")]
@@ -358,7 +360,7 @@ def _classes(files: CsvFiles, table: Table) -> list[str]:
     for entry in table.labels.value_counts().to_pylist():
         name = label_text(entry["values"])
         rows[name] = rows.get(name, 0) + entry["counts"]
-    names, layout = sorted(rows, key=_natural), table.layout
+    names, layout = sorted(rows, key=_label_order), table.layout
     kinds = [[name for name in names if INTEGER.fullmatch(name)], [name for name in names if name]]
     if [*layout.columns] == COMPETITION_HEADER:
         kinds = [DIGITS, *kinds]
@@ -422,12 +424,16 @@ def _submission_ids(files: CsvFiles, test: Table) -> tuple[tuple[str, str], list
             raise DataError(f"{counts}, so one of the two is incomplete. Download them again.")
     label = header[1] if header else "label"
     if test.ids is not None and test.layout.id is not None:
-        ids, name = [value.strip() for value in test.ids.to_pylist()], test.layout.columns[test.layout.id]
+        sample, ids = ids, [value.strip() for value in test.ids.to_pylist()]
+        name = test.layout.columns[test.layout.id]
         first: dict[str, int] = {}
         for row, value in enumerate(ids, start=1):
             if not value or first.setdefault(value, row) != row:
                 problem = f"{value!r} is also the id of row {first[value]}" if value else "expected an id, found ''"
                 raise DataError(f"{files.name('test')}, row {row}, column {name!r}: {problem}.")
+        if sample and (other := set(sample) - first.keys()):
+            problem = f"{files.name('sample_submission')} has the id {min(other)!r}, which {files.name('test')} lacks"
+            raise DataError(f"{problem}. Download them again, or move the sample submission away.")
     elif header and ids is not None:
         name = header[0]
     else:

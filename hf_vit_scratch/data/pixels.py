@@ -16,12 +16,15 @@ import numpy as np
 import PIL.Image
 from datasets.fingerprint import Hasher
 
-from .errors import DataError
+from .errors import DataError, notice
+from .names import counted
 
 PNM = re.compile(rb"P([56])\n(\d+) (\d+)\n255\n")
 # Images of up to 64x64 pixels in RGB are cached decoded if all images of the split take at most 1 GiB.
 MAX_DECODED_IMAGE_BYTES = 64 * 64 * 3
 MAX_DECODED_SPLIT_BYTES = 2**30
+# 16-bit images without a value of this size have 12 bits or less, and at most 16 shades of grey when they are scaled.
+DIM = 4096
 
 
 def image_shape(dataset: datasets.Dataset) -> tuple[int, int, int] | None:
@@ -115,14 +118,31 @@ class _DifferentShape(Exception):
     """An image differs from the first in size or mode."""
 
 
-def cache_images(split: datasets.Dataset, where: str, cache_dir: str) -> datasets.Dataset:
+def cache_images(splits: dict[str, datasets.Dataset], source: str, cache_dir: str) -> dict[str, datasets.Dataset]:
     """Cache small images of one size as raw pixels; read other images once, so that damaged ones are found now.
 
     Args:
-        where: name of the split in error messages.
+        source: name of the splits in error messages.
 
     Raises: DataError for an image that cannot be read, or 32-bit pixels with an unknown range.
     """
+    names, cached, found = {split: f"{source}, split {split}" for split in splits}, {}, {}
+    for split, rows in splits.items():
+        cached[split], content = _cache_split(rows, names[split], cache_dir)
+        if content is not None:
+            found[split] = {name: content.data.column(name).to_numpy() for name in content.column_names}
+            if paged := np.flatnonzero(found[split]["pages"]).tolist():
+                problem = f"only the first frame or page is read of {counted(paged, 'image')} with more than one"
+                notice(f"{names[split]}: {problem}: {_place(rows, paged[0], names[split])}.")
+    _check_ranges(found, splits, names)
+    return cached
+
+
+def _cache_split(
+    split: datasets.Dataset, where: str, cache_dir: str
+) -> tuple[datasets.Dataset, datasets.Dataset | None]:
+    """The split, as raw pixels if they are small. Otherwise it is as it was, and with it comes what is known of each
+    image: its mode, whether it has several pages, and its range."""
     raw = split.cast_column("image", datasets.Image(decode=False))
     first = raw[0]["image"]
     image = _in_threads(_decode, [first], [0], where)[0]
@@ -132,14 +152,14 @@ def cache_images(split: datasets.Dataset, where: str, cache_dir: str) -> dataset
         images = _in_threads(_decode, batch["image"], rows, where)
         if any(image.mode != mode or image.size != (width, height) for image in images):
             raise _DifferentShape
-        if any(image.has_transparency_data for image in images):  # a PNG can declare one colour as transparent
+        if any(i.has_transparency_data or _has_pages(i) for i in images):  # a PNG can declare a colour transparent
             raise _DifferentShape
         paths = [value.get("path") for value in batch["image"]]
         return {"image": [{"bytes": header + i.tobytes(), "path": p} for i, p in zip(images, paths, strict=True)]}
 
     def check(batch: dict, rows: list[int]) -> dict:
         found = _in_threads(_read_to_the_end, batch["image"], rows, where)
-        return dict(zip(("mode", "low", "high"), map(list, zip(*found, strict=True)), strict=True))
+        return dict(zip(types, map(list, zip(*found, strict=True)), strict=True))
 
     def cached(step: str, function: Callable, **options) -> datasets.Dataset:
         # In the cache folder, since the folder of the source may be read-only. `map` writes a file atomically.
@@ -148,39 +168,53 @@ def cache_images(split: datasets.Dataset, where: str, cache_dir: str) -> dataset
         return raw.map(function, batched=True, with_indices=True, desc="Reading images", **options)
 
     os.makedirs(os.path.join(cache_dir, "vit_scratch"), exist_ok=True)
+    types = {"mode": datasets.Value("string"), "pages": datasets.Value("bool")}
+    types |= dict.fromkeys(("low", "high"), datasets.Value("float64"))
     size = width * height * (1 if mode == "L" else 3)
     small = size <= MAX_DECODED_IMAGE_BYTES and size * len(split) <= MAX_DECODED_SPLIT_BYTES
     if mode in ("L", "RGB") and small:
         header = b"P%d\n%d %d\n255\n" % (5 if mode == "L" else 6, width, height)
         try:
-            return cached("pixels-2", decode, features=split.features)
+            return cached("pixels-3", decode, features=split.features), None
         except _DifferentShape:
             pass
-    types = {"mode": datasets.Value("string"), "low": datasets.Value("float64"), "high": datasets.Value("float64")}
-    found = cached("check-2", check, remove_columns=raw.column_names, features=datasets.Features(types))
-    _check_ranges(found, raw, where)
-    return split
+    return split, cached("check-3", check, remove_columns=raw.column_names, features=datasets.Features(types))
 
 
-def _check_ranges(found: datasets.Dataset, raw: datasets.Dataset, where: str) -> None:
+def _check_ranges(
+    found: dict[str, dict[str, np.ndarray]], splits: dict[str, datasets.Dataset], names: dict[str, str]
+) -> None:
     """Raises: DataError for 32-bit images that are neither all from 0 to 255 nor all from 0 to 65535.
 
-    The processor scales an image with a value above 255 as one of 16 bits. A darker image beside it would be taken for
-    one of 8 bits.
+    The processor scales an image with a value above 255 as one of 16 bits. A darker image beside it, or in another
+    split, would be taken for one of 8 bits.
     """
-    low, high = (np.array(found.with_format("arrow")[name].to_pylist(), float) for name in ("low", "high"))
-    deep = np.array([mode in ("I", "F") for mode in found["mode"]])
-    unit = np.array([mode == "F" for mode in found["mode"]]) & (high > 0) & (high <= 1)
-    wrong = deep & ~((low >= 0) & (high <= 65535) & ~unit)
-    dark = deep & (high > 0) & (high <= 255) if (high > 255).any() else np.zeros(len(deep), bool)
-    if not (wrong | dark).any():
-        return
-    row = int(np.argmax(wrong if wrong.any() else dark))
-    path = raw[row]["image"]["path"] or f"{where}, row {row + 1}"
-    problem = f"{path} has 32-bit pixels from {low[row]:g} to {high[row]:g}, expected 0 to 255 or 0 to 65535"
-    if not wrong.any():
-        problem = f"{path} has 32-bit pixels up to {high[row]:g} and others up to {np.nanmax(high):g}: of 8 or 16 bits"
-    raise DataError(f"{problem}. Save the images with 8 or 16 bits, scaled alike.")
+    highest = max((np.fmax.reduce(content["high"], initial=0) for content in found.values()), default=0)
+    short = any(np.char.startswith(content["mode"].astype(str), "I;16").any() for content in found.values())
+    for split, content in found.items():
+        mode, low, high = content["mode"], content["low"], content["high"]
+        deep, real = np.isin(mode, ("I", "F")), mode == "F"
+        wrong = deep & ~((low >= 0) & (high <= 65535) & ~(real & (high > 0) & (high <= 1)))
+        dark = deep & (high > 0) & (high <= 255) & (highest > 255)
+        if not (wrong | dark).any():
+            continue
+        row = int(np.argmax(wrong if wrong.any() else dark))
+        problem = f"{_place(splits[split], row, names[split])} has 32-bit pixels"
+        if wrong.any():
+            problem += f" from {low[row]:g} to {high[row]:g}, expected 0 to 255 or 0 to 65535"
+        else:
+            problem += f" up to {high[row]:g} and others have up to {highest:g}, so it may be of 8 or of 16 bits"
+        raise DataError(f"{problem}. Save the images with 8 or 16 bits, scaled alike.")
+    if (short or highest > 255) and 0 < highest < DIM:
+        where = next(iter(names.values())).rpartition(", split ")[0]
+        problem = f"the images of 16 bits have values up to {highest:g} of 65535, so all of them are nearly black"
+        notice(f"{where}: {problem}. Scale them to 0..65535 or to 8 bits if they are not meant to be.")
+
+
+def _place(split: datasets.Dataset, row: int, where: str) -> str:
+    """The file of an image, or the number of its row."""
+    value = split.select([row]).cast_column("image", datasets.Image(decode=False))[0]["image"]
+    return (value or {}).get("path") or f"{where}, row {row + 1}"
 
 
 def _in_threads(function: Callable, values: list[dict], rows: list[int], where: str) -> list:
@@ -203,15 +237,21 @@ def _decode(value: dict | None) -> PIL.Image.Image:
     return datasets.Image().decode_example(value)
 
 
-def _read_to_the_end(value: dict) -> tuple[str, float | None, float | None]:
-    """Decode the image; its mode and, if it has 32 bits, its least and largest value.
+def _has_pages(image: PIL.Image.Image) -> bool:
+    """Whether the file has several frames or pages. In MPO and PSD, these are previews and layers of one picture."""
+    return getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD")
+
+
+def _read_to_the_end(value: dict) -> tuple[str, bool, float | None, float | None]:
+    """Decode the image. Its mode, whether it has several pages and, above 8 bits, its least and largest value.
 
     `verify` would be faster, but does not detect a truncated JPEG.
     """
     with _open_image(value) as image:
+        pages = _has_pages(image)
         image.draft("L", (1, 1))  # decodes a JPEG at an eighth of its size, which is several times faster
         image.load()
-        if image.mode not in ("I", "F"):
-            return image.mode, None, None
+        if image.mode[0] not in "IF":
+            return image.mode, pages, None, None
         pixels = np.asarray(image)
-        return image.mode, float(pixels.min()), float(pixels.max())
+        return image.mode, pages, float(pixels.min()), float(pixels.max())

@@ -9,19 +9,20 @@ import glob
 import json
 import os
 import re
+import unicodedata
 from pathlib import Path
 
 import datasets
 import huggingface_hub
 import pyarrow as pa
 
-from .csv_files import find_csv_files
+from .csv_files import find_csv_files, unread_beside
 from .digit_recognizer import COMPETITION, KAGGLE, SAMPLE, download_from_kaggle, is_competition, load_sample
 from .errors import DataError, notice, one_line
 from .image_folder import load_image_folder
 from .names import SPLIT_NAMES, is_split, plain_name, shown, split_of
 from .pixel_csv import load_pixel_csv
-from .pixels import cache_images
+from .pixels import cache_images, known_labels
 from .splits import hold_out_fold, hold_out_fraction
 
 LABEL_TYPES = (pa.types.is_string, pa.types.is_large_string, pa.types.is_integer, pa.types.is_boolean)
@@ -107,16 +108,21 @@ def _read(source: str, image_column: str, label_column: str, cache_dir: str) -> 
     """The splits of the source, named train, validation and test, with the columns `image` and `label`."""
     if source == SAMPLE:
         return load_sample(cache_dir)
-    files = find_csv_files(download_from_kaggle() if source == KAGGLE else source)
+    path = download_from_kaggle() if source == KAGGLE else source
+    files = find_csv_files(path)
     if files is None and source == KAGGLE:
         raise DataError(
             f"The download of {COMPETITION} from Kaggle holds no CSV files with pixels. Download it again."
         )
     if files is not None:
-        return load_pixel_csv(files, label_column, cache_dir)
-    loaded = _load_with_datasets(source, cache_dir)
-    splits = _encode_labels(_select_columns(loaded, source, image_column, label_column), source)
-    return {name: cache_images(split, f"{source}, split {name}", cache_dir) for name, split in splits.items()}
+        splits = load_pixel_csv(files, label_column, cache_dir)
+        if unread := unread_beside(path, files):
+            notice(f"{source}: read from {', '.join(files.members.values())}; not read: {shown(unread)}.")
+    else:
+        splits = _select_columns(_load_with_datasets(source, cache_dir), source, image_column, label_column)
+        splits = cache_images(_encode_labels(splits, source), source, cache_dir)
+    _check_classes(splits, source)
+    return splits
 
 
 def _is_hub_id(source: str) -> bool:
@@ -148,7 +154,9 @@ def _load_with_datasets(source: str, cache_dir: str) -> datasets.DatasetDict:
             return datasets.DatasetDict(train=_saved(path))
         patterns = ("*.parquet", "*/*.parquet", "*.arrow", "*/*.arrow")
         if any(file.name != "metadata.parquet" for pattern in patterns for file in path.glob(pattern)):
-            return datasets.load_dataset(str(path), cache_dir=cache_dir)
+            builder = datasets.load_dataset_builder(str(path), cache_dir=cache_dir)
+            if builder.name != "imagefolder":  # which it is if images are more numerous than Parquet files
+                return datasets.load_dataset(str(path), cache_dir=cache_dir)
         return load_image_folder(path)
 
 
@@ -169,7 +177,10 @@ def _select_columns(
 ) -> dict[str, datasets.Dataset]:
     """Rename the splits to train, validation and test, and the columns to `image` and `label`."""
     present = [name for name, split in loaded.items() if len(split)]
-    splits = {usual: loaded[n] for usual, names in SPLIT_NAMES.items() for n in reversed(names) if n in present}
+    usual = [name for names in SPLIT_NAMES.values() for name in names if name in present]
+    splits: dict[str, datasets.Dataset] = {}
+    for name in usual + [name for name in present if is_split(name) and name not in usual]:
+        splits.setdefault(split_of(name) or name, loaded[name])
     used = {id(split) for split in splits.values()}
     if "train" not in splits:
         raise DataError(f"{source} has no training split with images. Its splits: {', '.join(loaded) or 'none'}.")
@@ -200,7 +211,6 @@ def _encode_labels(splits: dict[str, datasets.Dataset], source: str) -> dict[str
         names = [name for name in names if name.strip()]
     else:
         raise DataError(f"{source}: labels must be classes, strings, integers or booleans, got {column.type}.")
-    _say_near_duplicates(names, source)
     label = datasets.ClassLabel(names=names)
     for name, split in splits.items():
         if "label" not in split.column_names:
@@ -210,21 +220,31 @@ def _encode_labels(splits: dict[str, datasets.Dataset], source: str) -> dict[str
             splits[name] = split.remove_columns("label")
             continue
         codes = _codes(split, values, names, f"{source}, split {name}")
-        if name != "train" and (lacking := [names[code] for code in sorted(set(range(len(names))) - set(codes))]):
-            few = ", ".join(lacking[:3])
-            notice(f"{source}: split {name} has no image of {len(lacking)} of the {len(names)} classes: {few}.")
         if feature != label:
             splits[name] = split.remove_columns("label").add_column("label", codes, feature=label)
     return splits
 
 
-def _say_near_duplicates(names: list[str], source: str) -> None:
-    """One line on stderr for classes that are probably one, such as "cat" and "cat "."""
-    alike: dict[str, list[str]] = {}
+def _check_classes(splits: dict[str, datasets.Dataset], source: str) -> None:
+    """A line on stderr each for classes that are probably one ("cat" and "cat "), and that a split lacks.
+
+    Raises: DataError if there is one class alone.
+    """
+    names, alike = splits["train"].features["label"].names, {}
+    if len(names) < 2:
+        one = f"all images of train have the label {names[0]!r}" if names else "no image of train has a label"
+        raise DataError(f"{source}: {one}. A classifier needs two classes or more.")
     for name in names:
         alike.setdefault(plain_name(name), []).append(name)
     if pairs := [" and ".join(map(repr, group)) for group in alike.values() if len(group) > 1]:
         notice(f"{source}: labels that differ in spaces or case are different classes: {', '.join(pairs[:3])}.")
+    for split, rows in splits.items():
+        if split != "train" and "label" in rows.column_names:
+            present = set(known_labels(rows).tolist())
+            if lacking := [name for code, name in enumerate(names) if code not in present]:
+                few = ", ".join(lacking[:3])
+                problem = f"has no image of {len(lacking)} of the {len(names)} classes"
+                notice(f"{source}: split {split} {problem}: {few}.")
 
 
 def _codes(split: datasets.Dataset, values: list, names: list[str], where: str) -> list[int]:
@@ -240,7 +260,10 @@ def _codes(split: datasets.Dataset, values: list, names: list[str], where: str) 
         where = f"{where}, row {row + 1}" + (f" ({path['path']})" if path and path["path"] else "")
         if value is None or isinstance(value, str) and not value.strip():
             raise DataError(f"{where}: the label is blank. Give each image of the split a label, or leave it out.")
-        alike = next((name for name in names if plain_name(name) == plain_name(str(value))), None)
-        hint = f", which has {alike!r}" if alike else ""
-        raise DataError(f"{where}: label {value!r} is not one of the {len(names)} classes of train{hint}.")
+        alike = [name for name in names if plain_name(name) == plain_name(str(value))]
+        # Only their codes tell two forms of one letter apart.
+        same = alike and unicodedata.normalize("NFC", alike[0]) == unicodedata.normalize("NFC", str(value))
+        show = ascii if same else repr
+        hint = f", which has {show(alike[0])}" if alike else ""
+        raise DataError(f"{where}: label {show(value)} is not one of the {len(names)} classes of train{hint}.")
     return codes

@@ -135,15 +135,35 @@ def test_what_is_no_image_is_named_with_its_number(root, read, said):
 
 def test_rubbish_and_sidecars_are_passed_over_in_silence(root, read, said):
     classes(root)
-    for name in (".DS_Store", "red/Thumbs.db", "red/desktop.ini", "red/._0.png", "__MACOSX/red/._0.png"):
+    for name in (
+        *(".DS_Store", "red/Thumbs.db", "red/desktop.ini", "red/._0.png", "__MACOSX/red/._0.png"),
+        *("__pycache__/prepare.cpython-311.pyc", "lost+found/1", "System Volume Information/x"),
+    ):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text("rubbish")
     for name in ("red/0.png.json", "red/1.txt", "blue/2.xml", "blue/3.png.xmp"):
         (root / name).write_text("beside an image")
     put(root / "red" / ".ipynb_checkpoints" / "0-checkpoint.png")
     put(root / ".ipynb_checkpoints" / "0-checkpoint.png")
+    put(root / "red" / "@eaDir" / "0.png" / "SYNOPHOTO_THUMB_S.png")
     assert_same(read(root)["train"], [(name, COLOURS[name]) for name in ("red", "blue")] * 4)
     assert said() == []
+
+
+@pytest.mark.parametrize("name", ["moving.gif", "pages.tif", "moving.webp", "moving.png"])
+@pytest.mark.parametrize("size", [(16, 16), (90, 80)])
+def test_that_only_the_first_frame_of_several_is_read_is_said(size, name, root, read, said):
+    classes(root, size=size)
+    frames = [Image.new("RGB", size, colour) for colour in (RED, GREEN, BLUE)]
+    frames[0].copy().save(root / "red" / "camera.jpg", "MPO", save_all=True, append_images=frames[1:])  # previews
+    read(root)
+    assert said() == []
+    frames[0].save(root / "red" / name, save_all=True, append_images=frames[1:])
+    for _ in range(2):  # the second time from the cache
+        split = read(root)["train"]
+        assert Counter(label for label, _ in content(split)) == {"red": 6, "blue": 4}
+        (line,) = said()
+        assert "only the first frame or page is read of 1 image" in line and str(root / "red" / name) in line
 
 
 def test_a_class_or_split_without_a_readable_image_is_refused_and_an_empty_one_named(root, read, refusal, said):
@@ -175,6 +195,16 @@ def test_links_are_followed(root, tmp_path, read, said):
     assert said() == []
     (tmp_path / "again").symlink_to(root)
     assert_same(read(tmp_path / "again")["train"], by_hand(root, first))
+
+
+def test_a_file_that_a_split_holds_twice_is_said(root, read, said):
+    classes(root)
+    (root / "red" / "latest.png").symlink_to("0.png")
+    os.link(root / "red" / "1.png", root / "blue" / "z.png")
+    assert_same(read(root)["train"], by_hand(root, first))
+    (line,) = said()
+    assert "2 images read twice in a split, through links" in line
+    assert f"{root}/red/1.png is the same file as {root}/blue/z.png" in line
 
 
 def test_a_linked_split_is_followed_and_one_folder_is_not_read_twice(root, tmp_path, read, refusal):
@@ -227,6 +257,45 @@ def test_the_classes_are_the_first_level(root, read, said):
         assert_same(splits[part], [(name, COLOURS[name]) for name in COLOURS])
 
 
+def test_a_lone_folder_around_folders_is_said_not_to_be_a_class(root, read, said):
+    """pets/cat, pets/dog and cat/session1, cat/session2 look the same."""
+    for session in ("session1", "session2"):
+        put(root / "cat" / session / "0.png")
+    assert read(root)["train"].features["label"].names == ["session1", "session2"]
+    (line,) = said()
+    assert str(root / "cat") in line and "around the classes" in line and "session1, session2" in line
+
+
+@pytest.mark.parametrize("around", ["images", "Data", "train", "training_images/images"])
+def test_a_folder_in_train_that_says_nothing_holds_the_classes(around, root, read, said):
+    classes(root / "train" / around)
+    classes(root / "val", 2)
+    classes(root / "test" / "images", 3)
+    splits = read(root)
+    assert {name: len(split) for name, split in splits.items()} == {"train": 8, "validation": 4, "test": 6}
+    assert_same(splits["train"], by_hand(root / "train" / around, first))
+    assert said() == []
+
+
+def test_a_lone_class_of_val_that_says_nothing_is_a_class_if_train_has_it(root, read, refusal):
+    classes(root / "train", names=("images", "drawings"))
+    put(root / "val" / "images" / "0.png")
+    assert content(read(root)["validation"]) == [("images", RED)]
+    (root / "val" / "images").rename(root / "val" / "photos")
+    assert "photos holds images without folders of classes" in refusal(root)
+
+
+def test_empty_folders_of_splits_and_metadata_that_is_not_read_are_named(root, read, said):
+    classes(root / "train")
+    (root / "val" / "red").mkdir(parents=True)
+    (root / "test").mkdir()
+    (root / "train" / "red" / "metadata.csv").write_text("file_name,label\n0.png,red\n")
+    assert list(read(root)) == ["train"]
+    table, empty = said()
+    assert "not read: 1 metadata file outside of the folders of splits: train/red/metadata.csv." in table
+    assert "not read: 2 empty folders: test, val." in empty
+
+
 def test_images_outside_of_the_classes_are_named(root, read, said):
     classes(root / "train")
     classes(root / "test", 2)
@@ -247,6 +316,8 @@ SPLIT_FOLDERS = {
     "sets": ("training_set", "test_set"),
     "images": ("images/train_images", "images/test-images"),
     "numbers": ("train1", "test1"),
+    "words in one": ("TrainData", "testimages"),
+    "other words": ("data_training", "holdout"),
 }
 
 
@@ -297,6 +368,8 @@ REFUSED = {
     "two validation splits": (tree("train/a", "train/b", "val/a", "valid/a"), "both could be the validation"),
     "val without classes": (tree("train/a", "train/b", "val"), "without folders of classes"),
     "a test split with and without": (tree("train/a", "train/b", "test", "test/a"), "beside folders"),
+    "sessions of one class of train": (tree("train/cat/s1", "train/cat/s2"), "cat alone"),
+    "val of images in a folder": (tree("train/a", "train/b", "val/images"), "without folders of classes"),
     "one class": (tree("train/a", "test/a"), "one for each class"),
     "one class alone": (tree("a"), "one for each class"),
 }
@@ -373,6 +446,19 @@ def test_near_duplicates_of_classes_are_pointed_out(root, read, said):
     assert "'Cat' and 'cat'" in said()[0]
 
 
+def test_two_forms_of_one_letter_are_told_apart_by_their_codes(root, refusal):
+    classes(root / "train", names=("caf\u00e9", "tea"))
+    classes(root / "val", names=("cafe\u0301", "tea"))
+    assert r"label 'cafe\u0301' is not one of the 2 classes of train, which has 'caf\xe9'" in refusal(root)
+
+
+def test_a_single_test_folder_with_a_misspelt_name_is_said_to_be_read_without_labels(root, read, said):
+    classes(root / "train")
+    put(root / "test" / "redd" / "0.png")
+    assert read(root)["test"].column_names == ["image"]
+    assert "redd is no class of train" in said()[0]
+
+
 def frame(labels):
     images = [{"bytes": _png(i), "path": None} for i, _ in enumerate(labels)]
     return datasets.Dataset.from_dict({"image": images, "label": labels})
@@ -396,7 +482,7 @@ def test_labels_of_columns_that_differ_in_spaces_or_case_are_pointed_out_and_bla
     for blank in ("", "  ", None):
         frame(["cat", "dog", blank] * 3).to_parquet(root / "train.parquet")
         assert "row 3: the label is blank" in refusal(root)
-    splits = datasets.DatasetDict(train=frame(["a", "b"] * 3), test=frame(["", ""]), extra=frame(["a"]))
+    splits = datasets.DatasetDict(train=frame(["a", "b"] * 3), Test_Set=frame(["", ""]), extra=frame(["a"]))
     splits.save_to_disk(root.parent / "saved")
     assert read(root.parent / "saved")["test"].column_names == ["image"]
     assert "not used: extra (1 rows)" in capsys.readouterr().err
@@ -492,7 +578,9 @@ def test_metadata_that_does_not_fit_is_refused(root, refusal):
     listed(root, [*rows[:3], ("3.png", "a", "b")])
     assert "row 4: expected one value for each column" in refusal(root)
     listed(root, rows, ("name", "label"))
-    assert "expected one column 'file_name', separated from the others by commas. Its columns: name, label" in refusal(root)
+    assert "expected one column 'file_name', separated from the others by commas. Its columns: name, label" in refusal(
+        root
+    )
     listed(root, [("cat/0.png", "a"), ("test/0.png", "b")])
     assert "Add a column split" in refusal(root)
     listed(root, [("train/0.png", "a"), ("../0.png", "b")])
@@ -500,6 +588,24 @@ def test_metadata_that_does_not_fit_is_refused(root, refusal):
     for damaged in (b"\xff\xfe\0", b""):
         (root / "metadata.csv").write_bytes(damaged)
         assert str(root / "metadata.csv") in refusal(root)
+
+
+@pytest.mark.parametrize("column", ["is_valid", "isTest", "train_is"])
+def test_a_column_that_says_the_splits_in_another_way_is_refused(column, root, read, refusal):
+    listed(root, [(f"{i}.png", "ab"[i % 2], i % 3 == 0) for i in range(6)], ("file_name", "label", column))
+    message = refusal(root)
+    assert f"column {column!r}" in message and "a column 'split' with train, validation or test" in message
+    listed(root, [(f"{i}.png", "ab"[i % 2], "x") for i in range(6)], ("file_name", "test", "setting"))
+    assert len(read(root, label_column="test")["train"]) == 6
+
+
+def test_metadata_of_one_label_is_refused_and_its_file_may_be_in_upper_case(root, read, refusal):
+    listed(root, [(f"{i}.png", "ab"[i % 2]) for i in range(4)])
+    (root / "metadata.csv").rename(root / "Metadata.CSV")
+    assert labels_of(read(root)["train"]) == {(i, 0, 0): "ab"[i % 2] for i in range(4)}
+    (root / "Metadata.CSV").unlink()
+    listed(root, [(f"{i}.png", "a") for i in range(4)])
+    assert "all images of train have the label 'a'" in refusal(root)
 
 
 # ---- order and submissions
@@ -585,7 +691,7 @@ def test_32_bit_images_reach_the_model_as_16_bit_ones_do(dtype, root, read):
         ({"a": 1, "b": 70000}, np.int32, "0 to 70000"),
         ({"a": -5, "b": 100}, np.int32, "-5 to 0"),
         ({"a": 0.25, "b": 0.75}, np.float32, "0 to 0.25"),
-        ({"a": 200, "b": 60000}, np.int32, "up to 200 and others up to 60000"),
+        ({"a": 200, "b": 60000}, np.int32, "up to 200 and others have up to 60000"),
     ],
 )
 def test_other_ranges_of_32_bits_are_refused_by_name(values, dtype, said, root, refusal):
@@ -593,6 +699,25 @@ def test_other_ranges_of_32_bits_are_refused_by_name(values, dtype, said, root, 
     message = refusal(root)
     assert said in message and ".tif has 32-bit pixels" in message
     assert refusal(root) == message  # from the cache, too
+
+
+@pytest.mark.parametrize(("train", "test"), [(np.int32, np.int32), (np.uint16, np.float32)])
+def test_ranges_of_32_bits_are_compared_between_splits(train, test, root, read, refusal):
+    deep(root / "train", {"a": 30000, "b": 60000}, train)
+    deep(root / "test", {"a": 100, "b": 200}, test)
+    message = refusal(root)
+    assert str(root / "test" / "a" / "0.tif") in message and "up to 100 and others have up to 60000" in message
+    assert refusal(root) == message
+    deep(root / "test", {"a": 1000, "b": 200}, np.uint16)
+    assert len(read(root)["test"]) == 4
+
+
+@pytest.mark.parametrize(("highest", "dim"), [(4095, True), (4096, False)])
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_images_that_scaling_makes_nearly_black_are_said(dtype, highest, dim, root, read, said):
+    deep(root, {"a": 1000, "b": highest}, dtype)
+    read(root)
+    assert [f"values up to {highest} of 65535" in line for line in said()] == [True] * dim
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "L", "RGB", "P"])
@@ -655,6 +780,17 @@ def test_the_format_of_a_saved_data_set_does_not_matter(form, whole, root, read)
         (root / "dataset_dict.json").write_text('{"splits": ["train"]}')
     split = read(root if not whole else root / "train")["train"]
     assert content(split) == [("xyz"[label], (i, 0, 0)) for i, label in enumerate(labels)]
+
+
+def test_a_parquet_file_beside_more_images_does_not_change_the_reader(root, tmp_path, read, said):
+    """`datasets` takes a folder for what most of its files are, and reads images in its own way."""
+    classes(root)
+    put(root / "red" / "none", format="PNG")
+    put(tmp_path / "elsewhere" / "0.png", GREEN)
+    (root / "green").symlink_to(tmp_path / "elsewhere")
+    pq.write_table(pa.table({"x": [1]}), root / "statistics.parquet")
+    assert_same(read(root)["train"], by_hand(root, first))
+    assert "statistics.parquet" in said()[0]
 
 
 # ---- hostile folders and the cache

@@ -136,7 +136,7 @@ def packed(file: Path) -> Path:
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize(
-    "names", [("train", "test"), ("sign_mnist_train", "sign_mnist_test"), ("Training", "Testing")]
+    "names", [("train", "test"), ("sign_mnist_train", "sign_mnist_test"), ("TrainData", "holdout")]
 )
 def test_the_places_and_names_of_the_files(names, place, tmp_path, cache):
     folder = tmp_path / "data" / "own" if place == "folder with a wrapper" else tmp_path / "digits"
@@ -208,6 +208,41 @@ def test_the_column_of_the_labels_may_have_another_name(tmp_path, cache):
     splits = load(tmp_path / "own", cache_dir=cache, validation_size=0, label_column="emotion")
     check(splits["train"], images(20, 4), ["sad", "glad"] * 10)
     assert "'mood' is missing" in failure(tmp_path / "own", cache.with_name("other"), label_column="mood")
+
+
+@pytest.mark.parametrize("place", ["folder", "zip", "wrapper"])
+def test_what_else_lies_there_is_named(place, tmp_path, cache, capsys):
+    folder = tmp_path / "own" / "data" if place == "wrapper" else tmp_path / "own"
+    header = ["label", *pixel_names(16)]
+    for name in ("train", "test", "Dig-MNIST", "train_augmented"):
+        written(folder / f"{name}.csv", header, [0, 1], images(2, 4))
+    (folder / "t10k-images-idx3-ubyte").touch()
+    (folder / ".DS_Store").touch()
+    (folder / "thumbs.db").touch()
+    if place == "folder":
+        written(folder / "more" / "test.csv", header, [0, 1], images(2, 4))
+    source = zipped(folder, tmp_path / "own.zip") if place == "zip" else tmp_path / "own"
+    load(source, cache_dir=cache, validation_size=0)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "not read" in line]
+    before = "data/" if place == "wrapper" else ""
+    assert f"read from {before}train.csv, {before}test.csv; not read: " in line
+    names = ["Dig-MNIST.csv", *(["more/"] if place == "folder" else []), "t10k-images-idx3-ubyte"]
+    assert ", ".join(before + name for name in names) in line
+    assert line.endswith(" and 1 more." if place == "folder" else "train_augmented.csv.")
+    load(folder / "train.csv", cache_dir=cache, validation_size=0)
+    assert "not read" not in capsys.readouterr().err
+
+
+def test_notices_about_classes_are_those_of_image_folders(tmp_path, cache, capsys):
+    header = ["label", *pixel_names(16)]
+    written(tmp_path / "own" / "train.csv", header, ["a", "A", "b"] * 4, images(12, 4))
+    written(tmp_path / "own" / "eval.csv", header, ["a", "A"], images(2, 4))
+    assert list(load(tmp_path / "own", cache_dir=cache)) == ["train", "validation"]
+    printed = capsys.readouterr().err
+    assert "'A' and 'a'" in printed and "split validation has no image of 1 of the 3 classes: b." in printed
+    written(tmp_path / "own" / "train.csv", header, ["a"] * 12, images(12, 4))
+    with pytest.raises(DataError, match="all images of train have the label 'a'"):
+        load(tmp_path / "own" / "train.csv", cache_dir=cache)
 
 
 # ---- the submission
@@ -365,12 +400,22 @@ DAMAGE = {
     "short row": (lambda rows: rows.__setitem__(5, rows[5][:300]), ["row 5 (line 6)", "'pixel300'", "785", "300"]),
     "long row": (lambda rows: rows[5].append("1"), ["row 5 (line 6)", "column 786", "785", "786"]),
     "missing column": (lambda rows: [row.pop(8) for row in rows], ["line 1", "'pixel8' is missing"]),
-    "missing last column": (lambda rows: [row.pop() for row in rows], ["line 1", "'pixel0' is missing"]),
-    "doubled column": (lambda rows: rows[0].append("pixel3"), ["line 1", "'pixel3'", "place 786"]),
+    "missing last column": (
+        lambda rows: [row.pop() for row in rows],
+        ["line 1", "'pixel0' is missing if", "'pixel784' if they count from 1"],
+    ),
+    "doubled column": (
+        lambda rows: rows[0].append("pixel3"),
+        ["line 1", "'pixel3' is there a second time", "place 786"],
+    ),
     "unknown column": (lambda rows: [row.append("1") for row in rows], ["line 1", "'1' is unknown"]),
     "colours": (
         lambda rows: rows.__setitem__(slice(None), [["label", *pixel_names(2352)], *([["0"] * 2353] * 4)]),
         ["line 1", "28x28 pixels of 3 colours", "image folder"],
+    ),
+    "label twice": (
+        lambda rows: [row.insert(0, row[0]) for row in rows],
+        ["line 1", "'label' is there a second time", "place 2"],
     ),
     "semicolons": (
         lambda rows: rows.__setitem__(slice(None), [[";".join(row)] for row in rows]),
@@ -419,6 +464,31 @@ def test_files_that_do_not_fit_each_other_are_refused(tmp_path, cache):
     written(tmp_path / "many" / "a.csv", ["label", *pixel_names(16)], [1, 2], images(2, 4))
     written(tmp_path / "many" / "b.csv", ["label", *pixel_names(16)], [1, 2], images(2, 4))
     assert "no train.csv, but 2 CSV files with pixels: a.csv, b.csv" in failure(tmp_path / "many", cache)
+
+
+def test_ids_that_test_lacks_are_refused(tmp_path, cache):
+    table(tmp_path / "own")
+    written(tmp_path / "own" / "test.csv", ["id", *pixel_names(784)], [4, 9, 5], images(3, 28))
+    written(tmp_path / "own" / "sample_submission.csv", ["id", "label"], [5, 4, 9], [0] * 3)
+    assert load(tmp_path / "own", cache_dir=cache.with_name("c"))["test"]["id"][:] == ["4", "9", "5"]
+    written(tmp_path / "own" / "sample_submission.csv", ["id", "label"], [4, 9, 8], [0] * 3)
+    assert "own/sample_submission.csv has the id '8', which own/test.csv lacks" in failure(tmp_path / "own", cache)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda text: text.replace("\n", "\r").encode(), "carriage return alone"),
+        (lambda text: text.encode("utf-16"), "perhaps in UTF-16"),
+    ],
+)
+def test_a_text_of_another_kind_is_refused_with_what_to_do(change, words, tmp_path, cache):
+    table(tmp_path / "own")
+    file = tmp_path / "own" / "own_train.csv"
+    file.write_bytes(change(file.read_text()))
+    for source in (file, tmp_path / "own"):
+        message = failure(source, cache)
+        assert "own/own_train.csv, line 1" in message and words in message and "Save it" in message
 
 
 def test_without_a_header_the_label_comes_first(tmp_path, cache):
