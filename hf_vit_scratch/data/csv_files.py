@@ -260,13 +260,15 @@ def _first_rows(path: str, member: str) -> list[list[str]]:
 
 
 def _listed_image(folder: Path, rows: list[list[str]]) -> int | None:
-    """The place of the column whose first value names an image in the folder or in a folder of it, or None."""
+    """The place of the column whose values differ and name images in the folder or in a folder of it, or None."""
     places = [folder, *(folder / name for name in _entries(folder)[1][:LISTED_FOLDERS])]
     for place, value in enumerate(rows[1][:10] if len(rows) > 1 else []):
         suffixes = ("",) if value.lower().endswith(IMAGE_SUFFIXES) else (*IMAGE_SUFFIXES, ".JPG", ".JPEG", ".PNG")
+        column = [row[place] for row in rows[1:] if place < len(row)]
         if (
             0 < len(value) < 200
             and "\0" not in value
+            and len({*column}) == len(column)
             and any((where / f"{value}{suffix}").is_file() for where in places for suffix in suffixes)
         ):
             return place
@@ -306,9 +308,11 @@ def _no_pixels(path: str, member: str, rows: list[list[str]], folder: Path | Non
         steps += f", rename its column {column!r} to 'file_name'"
     if value and not value.lower().endswith(IMAGE_SUFFIXES):
         steps += f", add the suffix to the names ({value[:40]} becomes {value[:40]}.jpg, for example)"
-    steps += ", move it into the folder with the images, and pass that folder as --data"
+    if not (folder and value and (folder / value).is_file()):  # file names start from the folder of the table
+        steps += ", move it into the folder with the images"
+    steps += ", and pass that folder as --data"
     if "label" not in header:
-        steps += " (with --label_column if the labels are not in a column 'label')"
+        steps += " (with --label_column if the labels are in one column, but not in 'label')"
     columns = ", ".join(header[:5]) + (", ..." if len(header) > 5 else "")
     unzip = "" if folder else "Unzip the archive first. "
     return DataError(f"{name} lists images (columns {columns}) and has no pixels. {unzip}{steps}.")

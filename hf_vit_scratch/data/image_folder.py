@@ -25,7 +25,10 @@ if TYPE_CHECKING:  # so that reading a folder does not wait for torch
 # Words in the names of folders of images without labels.
 _UNLABELLED_WORDS = {"unlabeled", "unlabelled", "extra", "pred", "predict", "prediction", "predictions", "submission"}
 _BUILDER = "vit_scratch_image_folder"
-_LAYOUTS = "Expected folder/class/image, or folder/train/class/image with val and test beside train"
+_LAYOUTS = (
+    "Expected folder/class/image, or folder/train/class/image with val and test beside train, or a metadata.csv with "
+    "the columns file_name and label beside the images"
+)
 
 
 class _Part(NamedTuple):

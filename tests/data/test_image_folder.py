@@ -154,10 +154,11 @@ def test_rubbish_and_sidecars_are_passed_over_in_silence(root, read, said):
 @pytest.mark.parametrize("size", [(16, 16), (90, 80)])
 def test_that_only_the_first_frame_of_several_is_read_is_said(size, name, root, read, said):
     classes(root, size=size)
-    frames = [Image.new("RGB", size, colour) for colour in (RED, GREEN, BLUE)]
-    frames[0].copy().save(root / "red" / "camera.jpg", "MPO", save_all=True, append_images=frames[1:])  # previews
+    previews = [Image.new("RGB", size)]
+    Image.new("RGB", size, RED).save(root / "red" / "camera.jpg", "MPO", save_all=True, append_images=previews)
     read(root)
     assert said() == []
+    frames = [Image.new("RGB", size, colour) for colour in (RED, GREEN, BLUE)]
     frames[0].save(root / "red" / name, save_all=True, append_images=frames[1:])
     for _ in range(2):  # the second time from the cache
         split = read(root)["train"]

@@ -555,6 +555,25 @@ def test_a_table_of_images_in_a_zip_or_by_itself_or_with_other_names(tmp_path, c
     assert "train.csv lists images" in failure(tmp_path / "split", cache)
 
 
+@pytest.mark.parametrize("path", ["images/", ""])
+def test_the_way_that_works_for_a_table_with_paths_works(path, tmp_path, cache):
+    """Its rows start from its own folder, so that it need not be moved. The labels 0 and 1 are names of images too."""
+    rows = [f"{i:03}.jpg,{i % 2}" for i in range(12)]
+    for row in rows:
+        (tmp_path / "own" / path).mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / "own" / path / row[:7])
+    for name in ("0.jpg", "1.jpg"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "own" / path / name)
+    file = tmp_path / "own" / "train.csv"
+    file.write_text("\n".join(["label,where", *(f"{row[8:]},{path}{row[:7]}" for row in rows)]))
+    message = failure(tmp_path / "own", cache)
+    assert "Rename it to metadata.csv, rename its column 'where' to 'file_name', and pass that folder" in message
+    (tmp_path / "own" / "metadata.csv").write_text(file.read_text().replace("where", "file_name"))
+    file.unlink()
+    splits = load(tmp_path / "own", cache_dir=cache, validation_size=0)
+    assert splits["train"].features["label"].names == ["0", "1"] and len(splits["train"]) == 12
+
+
 def test_a_table_beside_the_folders_of_the_classes_is_no_offence(tmp_path, cache):
     for split in ("Train", "Test"):
         for label in ("0", "1"):
