@@ -63,7 +63,7 @@ def load_image_folder(path: str | os.PathLike[str]) -> datasets.DatasetDict:
     if not root.num_images:
         others = [name for folder in root.walk() for name in folder.others]
         found = f"Pillow opens none of its files: {shown(others)}" if others else "it holds no file"
-        problem = f"{root.path} holds neither images nor CSV files with pixels, Parquet or Arrow files ({found})"
+        problem = f"{root.path} holds neither images nor train.csv with pixels, Parquet or Arrow files ({found})"
         raise DataError(f"{problem}. Check --data.")
     inner = _unwrap(root)
     if inner.metadata:
