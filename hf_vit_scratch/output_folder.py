@@ -24,6 +24,8 @@ SUBMISSION_NAME = "submission.csv"
 TEACHER_NAME, AVERAGE_NAME = "teacher.safetensors", "average.safetensors"
 EMISSIONS_NAME = "emissions.csv"  # written by codecarbon, with --report_to codecarbon
 
+MAX_JSON_BYTES = 2**26  # of a file that is read; the config of a million classes has 50 MB
+
 
 @contextmanager
 def written_whole(file: str | os.PathLike) -> Iterator[Path]:
@@ -52,5 +54,16 @@ def write_json(file: str | os.PathLike, content: dict) -> None:
 
 
 def read_json(file: str | os.PathLike) -> dict:
-    """Read a JSON file. Raises: OSError, or ValueError (`json.JSONDecodeError`) if it is not JSON."""
-    return json.loads(Path(file).read_text(encoding="utf-8"))
+    """Read a JSON file that holds an object. Raises: OSError, or ValueError if it is another file, in one line."""
+    path = Path(file)
+    if path.exists() and not path.is_file():  # to open a pipe could take for ever
+        raise ValueError(f"{path.name} is not a file.")
+    if (size := path.stat().st_size) > MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} has {size:,} bytes, expected at most {MAX_JSON_BYTES:,}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} must hold a JSON object, got {type(content).__name__}.")
+    return content

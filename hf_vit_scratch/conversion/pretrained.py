@@ -5,7 +5,6 @@ position embeddings are interpolated. Size, normalization of the pixels and cent
 model.
 """
 
-import json
 import math
 import os
 import textwrap
@@ -15,18 +14,23 @@ from pathlib import Path
 
 import torch
 import transformers
-from huggingface_hub import list_repo_files
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, ViTForImageClassification, ViTModel
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
-from transformers.utils import cached_file
 
 from ..data.sources import HUB_ID
+from ..hub.model_folder import (
+    check_count,
+    check_finite,
+    check_model,
+    check_vit,
+    read_config,
+    read_shapes,
+    weight_files,
+)
 from ..model.configuration_vit_scratch import ViTScratchConfig
 from ..model.image_processing_vit_scratch import ViTScratchImageProcessor
 from ..model.modeling_vit_scratch import ViTScratchForImageClassification, ViTScratchModel
-from ..output_folder import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHTS_INDEX_NAME, WEIGHTS_NAME
 from .weights import from_timm, from_transformers
 
 # Fields that fine-tuning may change. Only the position embeddings depend on them, and they are interpolated.
@@ -36,6 +40,9 @@ _CLASSES = {
     ViTScratchConfig.model_type: (ViTScratchModel, ViTScratchForImageClassification, ViTScratchImageProcessor),
     "vit": (ViTModel, ViTForImageClassification, ViTImageProcessorPil),
 }
+
+
+_LEAST_CROP = 0.1  # of the shorter side of an image; images are resized to the size of the model divided by it
 
 
 @dataclass
@@ -139,22 +146,23 @@ def load_pretrained(source: str) -> Pretrained:
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # it would report each head or pooler that is left out
     try:
-        file = cached_file(path, CONFIG_NAME)
-        config = json.loads(Path(file).read_text(encoding="utf-8")) if file else {}
+        config = read_config(path)
         kind = config.get("model_type")
-        if kind in _CLASSES:
+        if isinstance(kind, str) and kind in _CLASSES:
             loaded = _load_transformers(path, config)
         elif "architecture" in config and kind is None:
             loaded = _load_timm(path, config)
         else:
-            found = f"model_type {kind}" if kind else "neither model_type nor architecture" if file else "none"
+            found = f"model_type {kind!s:.80}" if kind else "neither model_type nor architecture"
             raise ValueError(
                 f"expected a config.json with model_type {' or '.join(_CLASSES)}, or one of timm; got {found}."
             )
+        if loaded[2] is not None and not _LEAST_CROP <= loaded[2] <= 1:
+            raise ValueError(f"its centre crop is {loaded[2]:.2g} of the shorter side, expected {_LEAST_CROP} to 1.")
         return Pretrained(model_name(source), *loaded)
-    except (ValueError, TypeError, LookupError, OSError, RuntimeError, ImportError, SafetensorError) as error:
+    except Exception as error:  # what damaged files raise in transformers and timm has no common base class
         line = textwrap.shorten(str(error), 500, placeholder=" ...")  # timm lists all tensors that do not fit
-        raise ValueError(f"cannot start from {source}: {line}") from error
+        raise ValueError(f"cannot start from {source}: {line or type(error).__name__}") from error
     finally:
         transformers.logging.set_verbosity(verbosity)
 
@@ -169,9 +177,7 @@ def _load_transformers(source: str, config: dict) -> tuple[PreTrainedModel, dict
     """Model, preprocessing and crop_fraction of a folder or repository in transformers' format."""
     encoder_class, classifier_class, processor_class = _CLASSES[config["model_type"]]
     has_head = classifier_class.__name__ in (config.get("architectures") or [])
-    _find_weights(source, WEIGHTS_NAME, WEIGHTS_INDEX_NAME)
-    if cached_file(source, PREPROCESSOR_NAME, _raise_exceptions_for_missing_entries=False) is None:
-        raise ValueError("the normalization of its pixels is unknown: it has no preprocessor_config.json.")
+    check_vit(source, config, has_head) if encoder_class is ViTModel else check_model(source, has_head)
     model, loaded = (classifier_class if has_head else encoder_class).from_pretrained(
         source,
         use_safetensors=True,
@@ -192,7 +198,7 @@ def _load_transformers(source: str, config: dict) -> tuple[PreTrainedModel, dict
     crop_fraction = None
     if processor.do_center_crop:
         side = max(processor.crop_size.height, processor.crop_size.width)
-        crop_fraction = min(1.0, side / min(dict(processor.size).values()))
+        crop_fraction = min(1.0, side / min(side for side in dict(processor.size).values() if side))
     return model, _preprocessing(mean, std, PILImageResampling(processor.resample), channels), crop_fraction
 
 
@@ -200,7 +206,9 @@ def _load_timm(source: str, config: dict) -> tuple[PreTrainedModel, dict, float 
     """Model, preprocessing and crop_fraction in timm's format. Defaults of timm replace missing values."""
     if find_spec("timm") is None:
         raise ValueError("it is a model of timm, which is an optional package: pip install timm.")
-    model = from_timm(os.path.dirname(_find_weights(source, WEIGHTS_NAME)))
+    (file,) = weight_files(source, sharded=False)
+    _check_timm(config, file)
+    model = from_timm(os.path.dirname(file))
     given = config | config.get("pretrained_cfg", {})
     resample = PILImageResampling[(given.get("interpolation") or "bicubic").upper()]
     mean, std = given.get("mean") or IMAGENET_DEFAULT_MEAN, given.get("std") or IMAGENET_DEFAULT_STD
@@ -209,15 +217,26 @@ def _load_timm(source: str, config: dict) -> tuple[PreTrainedModel, dict, float 
     return model, _preprocessing(mean, std, resample, model.config.num_channels), crop_fraction
 
 
-def _find_weights(source: str, *names: str) -> str:
-    """The local path of the first of these files that exists, downloaded if `source` is a repository."""
-    for name in names:
-        if file := cached_file(source, name, _raise_exceptions_for_missing_entries=False):
-            return file
-    files = os.listdir(source) if os.path.isdir(source) else list_repo_files(source)
-    pickles = sorted(name for name in files if name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl")))
-    found = f"there is only {', '.join(pickles)}, and a pickle can run any code" if pickles else "there is none"
-    raise ValueError(f"weights are read only from {names[0]}, but {found}.")
+def _check_timm(config: dict, file: Path) -> None:
+    """Check the config of a model of timm against its weights, without allocating either.
+
+    Raises: ValueError if an argument of the model is out of range, the weights are fewer, or one is not finite.
+    """
+    import timm
+
+    pretrained, arguments = config.get("pretrained_cfg", {}), config.get("model_args", {})
+    if not isinstance(pretrained, dict) or not isinstance(arguments, dict):
+        raise ValueError("its config.json must have objects as pretrained_cfg and model_args.")
+    for part in (config, pretrained, arguments):
+        for name, value in part.items():
+            numbers = [value] if isinstance(value, (int, float)) else value if isinstance(value, list) else []
+            most = 1000 if name == "depth" else 10**6 if name == "num_classes" else 2**16
+            if any(isinstance(each, (int, float)) and not -most <= each <= most for each in numbers):
+                raise ValueError(f"its {name[:80]} must be at most {most:,}, got {value!r:.80}.")
+    with torch.device("meta"):
+        model = timm.create_model(f"local-dir:{file.parent}", pretrained=False)
+    check_count(model, read_shapes([file]), f"architecture {config['architecture']!s:.80}")
+    check_finite([file])
 
 
 def _preprocessing(image_mean, image_std, resample: PILImageResampling, num_channels: int) -> dict:
@@ -225,6 +244,8 @@ def _preprocessing(image_mean, image_std, resample: PILImageResampling, num_chan
     values = {"image_mean": image_mean, "image_std": image_std}
     for name, value in values.items():
         value = [value] if isinstance(value, (int, float)) else list(value)
+        if not value or not all(math.isfinite(each) and (each > 0 or name == "image_mean") for each in value):
+            raise ValueError(f"its {name} {value!r:.80} does not hold finite numbers, or not above 0.")
         if len(set(value)) > 1 and len(value) != num_channels:
             raise ValueError(f"its {name} {value} does not have one value for each of its {num_channels} channels.")
         values[name] = value[0] if len(set(value)) == 1 else value

@@ -1,15 +1,17 @@
 """Loading a trained model, and its logits for whole splits."""
 
 import os
+import textwrap
 from collections.abc import Callable
 from typing import NamedTuple
 
 import datasets
+import numpy as np
+import PIL.Image
 import torch
 import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from safetensors import SafetensorError
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -17,9 +19,11 @@ from ..data.batches import ImageBatches, PixelValues
 from ..data.digit_recognizer import write_submission
 from ..data.image_folder import file_names, write_file_predictions
 from ..device import best_device, fastest_attention
+from ..hub.model_folder import check_model
 from ..model.configuration_vit_scratch import ViTScratchConfig
 from ..model.image_processing_vit_scratch import ViTScratchImageProcessor
 from ..model.modeling_vit_scratch import ViTScratchForImageClassification
+from ..output_folder import CONFIG_NAME, PREPROCESSOR_NAME
 
 
 class Classifier(NamedTuple):
@@ -43,38 +47,37 @@ def load_model(source: str | os.PathLike, device: torch.device | None = None) ->
     """
     source, device = os.fspath(source), device or best_device()
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # its report on weights that do not fit; the error names them
+    transformers.logging.set_verbosity_error()
     try:
-        config = ViTScratchConfig.from_pretrained(source)
-        if config.model_type != ViTScratchConfig.model_type:
-            raise ValueError(f"expected a model of type {ViTScratchConfig.model_type}, got {config.model_type}.")
-        model, loaded = ViTScratchForImageClassification.from_pretrained(
+        config = check_model(source, has_head=True)
+        processor = ViTScratchImageProcessor.from_pretrained(source)
+        _check_processor(processor, config)
+        model = ViTScratchForImageClassification.from_pretrained(
             source,
             config=config,
             use_safetensors=True,
             dtype=torch.float32,
             attn_implementation=fastest_attention(config.num_tokens, device),
-            ignore_mismatched_sizes=True,  # to be named below
-            output_loading_info=True,
         )
-        _check_weights(loaded)
-        processor = ViTScratchImageProcessor.from_pretrained(source)
-    except (ValueError, OSError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"cannot load a model from {source}: {' '.join(str(error).split())}") from error
+    except Exception as error:  # what damaged files raise in transformers has no common base class
+        line = textwrap.shorten(str(error), 500, placeholder=" ...")
+        line = line if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {line}"
+        raise ValueError(f"cannot load a model from {source}: {line}") from error
     finally:
         transformers.logging.set_verbosity(verbosity)
     return Classifier(model.eval().to(device), processor)
 
 
-def _check_weights(loaded: dict) -> None:
-    """Raises: ValueError, in one line, if the loading info of transformers says that weights do not fit the model."""
-    for name, found, expected in sorted(loaded["mismatched_keys"]):
-        raise ValueError(f"its {name} is {tuple(found)}, and {tuple(expected)} by its config.json.")
-    if loaded["missing_keys"]:  # transformers only warns and initializes them at random
-        raise ValueError(f"its weights lack {', '.join(sorted(loaded['missing_keys'])[:3])}.")
-    if loaded["unexpected_keys"]:  # transformers only warns and ignores them
-        names = ", ".join(sorted(loaded["unexpected_keys"])[:3])
-        raise ValueError(f"its weights hold {names}, which a model of its config.json does not have.")
+def _check_processor(processor: ViTScratchImageProcessor, config: ViTScratchConfig) -> None:
+    """Raises: ValueError if the processor does not make what the model takes, tried on a grey image."""
+    expected = (config.num_channels, *config.image_height_width)
+    try:
+        pixels = processor(PIL.Image.new("L", (8, 8), 128), return_tensors="np")["pixel_values"][0]
+    except Exception as error:
+        raise ValueError(f"its {PREPROCESSOR_NAME} cannot be used: {type(error).__name__}: {error}") from error
+    if pixels.shape != expected or not np.isfinite(pixels).all():
+        found = f"{pixels.shape}, " + ("finite" if np.isfinite(pixels).all() else "not finite")
+        raise ValueError(f"its {PREPROCESSOR_NAME} makes pixels of {found}, but its {CONFIG_NAME} takes {expected}.")
 
 
 def class_scores(logits: torch.Tensor, config: ViTScratchConfig) -> torch.Tensor:

@@ -15,7 +15,6 @@ from huggingface_hub import CommitOperationDelete as Delete
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import disable_progress_bars, validate_repo_id
-from safetensors import SafetensorError, safe_open
 
 from ..console import leave
 from ..output_folder import (
@@ -31,6 +30,7 @@ from ..output_folder import (
     WEIGHTS_PATTERNS,
     read_json,
 )
+from .model_folder import check_model, shard_names
 
 _NEEDED = (CONFIG_NAME, PREPROCESSOR_NAME, *CODE_NAMES)
 _PUSHED = (*_NEEDED, *WEIGHTS_PATTERNS, CARD_NAME, RESULTS_NAME, SETTINGS_NAME, EVALUATION_NAME, "*.png")
@@ -58,16 +58,14 @@ def files_to_push(folder: str | os.PathLike) -> list[Path]:
         raise ValueError(f"{folder} holds {', '.join(pickles)}: pickles can run any code when loaded. Remove them.")
     needed = {*_NEEDED, WEIGHTS_NAME}
     if WEIGHTS_INDEX_NAME in names:
-        needed |= set(read_json(folder / WEIGHTS_INDEX_NAME)["weight_map"].values())
+        needed |= {*shard_names(read_json(folder / WEIGHTS_INDEX_NAME))}
         needed -= {WEIGHTS_NAME}
     if missing := sorted(needed - names):
         raise ValueError(f"{folder} lacks {', '.join(missing)}. Expected the output folder of a run.")
-    for name in needed - {*_NEEDED}:
-        try:
-            with safe_open(folder / name, "np"):
-                pass
-        except SafetensorError as error:
-            raise ValueError(f"{folder / name} is not a complete safetensors file: {error}.") from error
+    try:
+        check_model(str(folder))
+    except ValueError as error:
+        raise ValueError(f"{folder} is not a model that loads: {error}") from error
     return [path for path in files if any(fnmatch(path.name, pattern) for pattern in _PUSHED)]
 
 

@@ -1,5 +1,6 @@
 """Configuration of the Vision Transformer of "An Image is Worth 16x16 Words" (arXiv 2010.11929)."""
 
+import math
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -29,6 +30,8 @@ SIZES = {
 }
 
 _CHOICES = dict(position_embedding=("learned", "sincos2d", "none"), pooling=("cls", "mean"), stem=("patch", "conv"))
+# The largest integers, which are far above those of published ViTs; 65,536 for other fields.
+_MOST = {"num_labels": 10**6, "num_hidden_layers": 1000, "stem_depth": 100}
 # Arguments that transformers accepts in addition to the fields.
 _COMMON_ARGUMENTS = {"num_labels", "output_attentions", "attn_implementation", "torch_dtype", "name_or_path"}
 
@@ -98,8 +101,14 @@ class ViTScratchConfig(PretrainedConfig):
         unknown = kwargs.keys() - _COMMON_ARGUMENTS
         # A config.json may hold keys of the Trainer or of other models (layer_norm_epsilon): refuse only near misses.
         self._refuse(self._misspelt(unknown, cutoff=0.9) if "model_type" in kwargs else unknown)
+        self._check_integer("num_labels", kwargs.get("num_labels", 1))  # transformers makes a name for each
         super().__post_init__(**kwargs)
         self.validate()
+
+    @staticmethod
+    def _check_integer(name: str, value):
+        if type(value) is not int or not 1 <= value <= _MOST.get(name, 2**16):
+            raise ValueError(f"{name} must be an integer from 1 to {_MOST.get(name, 2**16):,}, got {value!r:.80}.")
 
     @staticmethod
     def _misspelt(names, cutoff: float) -> list[str]:
@@ -123,11 +132,9 @@ class ViTScratchConfig(PretrainedConfig):
         """As in transformers, but fields that are changed while loading are checked as in a new config."""
         config, unused = super().from_dict(config_dict, return_unused_kwargs=True, **kwargs)
         config.validate()
-        if return_unused_kwargs:
-            return config, unused
-        # Other unused arguments may belong to the caller, as device_map belongs to a pipeline.
-        cls._refuse(cls._misspelt(unused, cutoff=0.8))
-        return config
+        if not return_unused_kwargs:  # others may belong to the caller, as device_map belongs to a pipeline
+            cls._refuse(cls._misspelt(unused, cutoff=0.8))
+        return (config, unused) if return_unused_kwargs else config
 
     def save_pretrained(self, save_directory, *args, **kwargs):
         """As in transformers, with the code of all classes that `auto_map` names, so that no package is needed."""
@@ -151,37 +158,32 @@ class ViTScratchConfig(PretrainedConfig):
     @property
     def num_tokens(self) -> int:
         """Sequence length T for an image of `image_size`: the number of patches, plus 1 with a class token."""
-        rows, columns = self.grid_size
-        return rows * columns + (self.pooling == "cls")
+        return math.prod(self.grid_size) + (self.pooling == "cls")
 
     def validate(self):
         """Check types, ranges and combinations of the fields. Raises: ValueError, in one line."""
         for name, kind in ViTScratchConfig.__annotations__.items():
             value = getattr(self, name)
-            if (kind is int or (kind == int | None and value is not None)) and (type(value) is not int or value < 1):
-                raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+            if kind is int or (kind == int | None and value is not None):
+                self._check_integer(name, value)
             if kind is bool and type(value) is not bool:
-                raise ValueError(f"{name} must be true or false, got {value!r}.")
+                raise ValueError(f"{name} must be true or false, got {value!r:.80}.")
+            least = 1e-12 if name == "layer_norm_eps" else 0
+            if kind is float and (not isinstance(value, (int, float)) or value is True or not least <= value < 1):
+                raise ValueError(f"{name} must be at least {least} and below 1, got {value!r:.80}.")
+            if value not in (choices := {**_CHOICES, "hidden_act": tuple(ACT2FN)}.get(name, (value,))):
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r:.80}.")
         sides = (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
         if not isinstance(sides, (list, tuple)) or len(sides) != 2 or any(type(side) is not int for side in sides):
-            raise ValueError(f"image_size must be an integer or [height, width], got {self.image_size!r}.")
+            raise ValueError(f"image_size must be an integer or [height, width], got {sides!r:.80}.")
         if any(side < 1 or side % self.patch_size for side in sides):
             raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}).")
+        if self.num_tokens > 2**16 or math.prod(sides) * self.num_channels > 2**26:
+            raise ValueError(f"image_size {self.image_size} means more than 65,536 tokens or 67,108,864 pixel values.")
         if self.hidden_size % (heads := self.num_attention_heads):
             raise ValueError(f"hidden_size ({self.hidden_size}) is not divisible by num_attention_heads ({heads}).")
-        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, got {value!r}.")
-        if not isinstance(self.layer_norm_eps, (int, float)) or not self.layer_norm_eps > 0:
-            raise ValueError(f"layer_norm_eps must be above 0, got {self.layer_norm_eps!r}.")
-        if not isinstance(self.initializer_range, (int, float)) or not self.initializer_range >= 0:
-            raise ValueError(f"initializer_range must be at least 0, got {self.initializer_range!r}.")
-        if self.num_labels == 0:
-            raise ValueError("num_labels must be at least 1, got 0.")
-        for name, choices in {**_CHOICES, "hidden_act": tuple(ACT2FN)}.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}.")
+        if {*(names := self.id2label or {})} != {*range(len(names))} or {*map(type, names.values())} != {str}:
+            raise ValueError(f"id2label must name the classes 0 to num_labels - 1, got {names!r:.80}.")
         if self.position_embedding == "sincos2d" and self.hidden_size % 4:
             raise ValueError(f"sincos2d positions need a hidden_size that is a multiple of 4, got {self.hidden_size}.")
         if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):

@@ -90,10 +90,8 @@ class ViTScratchEmbeddings(nn.Module):
         if channels != self.config.num_channels:
             raise ValueError(f"expected images with {self.config.num_channels} channels, got {channels}.")
         if (height, width) != self.config.image_height_width and not interpolate_pos_encoding:
-            raise ValueError(
-                "expected images of {}x{} pixels (height x width), got {}x{}: resize them, "
-                "or pass interpolate_pos_encoding=True.".format(*self.config.image_height_width, height, width)
-            )
+            expected = "expected images of {}x{} pixels (height x width)".format(*self.config.image_height_width)
+            raise ValueError(f"{expected}, got {height}x{width}: resize them, or pass interpolate_pos_encoding=True.")
         if height % self.config.patch_size or width % self.config.patch_size:
             raise ValueError(f"image size {height}x{width} is not a multiple of patch_size {self.config.patch_size}.")
         patches = self.patch_embeddings(pixel_values)  # (B, D, rows, columns)
