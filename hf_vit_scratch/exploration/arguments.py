@@ -9,12 +9,13 @@ from ..settings.flags import (
     ModelArguments,
     Parser,
     Settings,
+    all_flags,
     flag,
-    flag_names,
     given_fields,
     parse_arguments,
+    parse_with_recipe,
 )
-from ..settings.recipe import as_flags, check_keys, read_recipe
+from ..settings.recipe import check_keys, read_recipe
 
 _OF_A_RECIPE = {
     *("size", "ema_decay", "muon_learning_rate", "crop_fraction", "torch_compile", *TRAINING_OF_A_RECIPE),
@@ -64,14 +65,14 @@ def parse_size(argv: list[str]) -> ViTScratchConfig:
     parser = Parser((_SizeArguments, ModelArguments), allow_abbrev=False, prog="vit-scratch size")
     known, _ = Parser(_SizeArguments, add_help=False, allow_abbrev=False).parse_known_args(argv)
     values = read_recipe(known.recipe) if known.recipe else {"size": "digits-tiny"}
-    check_keys(known.recipe, values, flag_names())
+    check_keys(known.recipe, values, all_flags())
     if not (known.size or values.get("size")):
         raise ValueError(
             f"recipe {known.recipe} fine-tunes a pre-trained model and names no size. Pass --size or another recipe."
         )
     flags = {action.dest for action in parser._actions}
     values = {name: value for name, value in values.items() if name in flags}
-    run, model = parser.parse_flags([*as_flags(values), *argv])
+    run, model = parse_with_recipe(parser, known.recipe, {}, values, argv)
     labels = (10 if run.size.startswith("digits") else 1000) if run.num_labels is None else run.num_labels
     return ViTScratchConfig.from_size(run.size, **given_fields(model), num_labels=labels)
 

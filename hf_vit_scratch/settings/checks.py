@@ -5,6 +5,18 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from .flags import RunArguments, Settings
 
+# Beyond these a run would not end, or would take all memory and processes of a machine.
+_RANGES = {
+    "num_train_epochs": (0, 10**6),
+    "per_device_train_batch_size": (1, 10**6),
+    "per_device_eval_batch_size": (1, 10**6),
+    "gradient_accumulation_steps": (1, 10**6),
+    "dataloader_num_workers": (0, 1024),
+    "learning_rate": (0, 10**3),
+    "seed": (0, 2**31),
+    "data_seed": (0, 2**31),
+}
+
 
 def check_settings(settings: Settings) -> None:
     """Check the settings of a run.
@@ -17,6 +29,9 @@ def check_settings(settings: Settings) -> None:
 
 
 def _check_trainer(training: TrainingArguments) -> None:
+    for name, (least, most) in _RANGES.items():
+        if (value := getattr(training, name)) is not None and not least <= value <= most:
+            raise ValueError(f"{name} must be from {least:,} to {most:,}, got {value}.")
     if training.load_best_model_at_end:
         raise ValueError(
             "load_best_model_at_end would select the weights by their validation score. Leave it out: a run always "

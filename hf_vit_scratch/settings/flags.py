@@ -1,7 +1,9 @@
 """The flags of `train.py`, and the `Settings` parsed from defaults, a recipe and the command line."""
 
+import argparse
 import copy
 import dataclasses
+import textwrap
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args
@@ -15,6 +17,7 @@ from ..data.digit_recognizer import SAMPLE
 from ..data.sources import load
 from ..device import best_device, computes_bf16
 from ..model.configuration_vit_scratch import SIZES, ViTScratchConfig
+from .nested import check_nested
 from .recipe import as_flags, check_keys, default_recipe, read_recipe
 
 # Defaults of this package for flags of the Trainer. A recipe or the command line overrides them.
@@ -218,6 +221,11 @@ class Parser(HfArgumentParser):
     def error(self, message: str):
         raise ValueError(message)
 
+    @property
+    def flags(self) -> dict[str, argparse.Action]:
+        """Its flags, by name."""
+        return {action.dest: action for action in reversed(self._actions)}
+
     def parse_flags(self, argv: list[str]) -> tuple:
         """The dataclasses of the parser, filled with the flags. Raises: ValueError for unknown and invalid flags."""
         *parsed, unknown = self.parse_args_into_dataclasses(
@@ -228,16 +236,16 @@ class Parser(HfArgumentParser):
         return tuple(parsed)
 
 
-def flag_names() -> set[str]:
-    """The names of all flags of `train.py`."""
-    return {action.dest for action in Parser(KINDS)._actions}
+def all_flags() -> dict[str, argparse.Action]:
+    """All flags of `train.py`, by name."""
+    return Parser(KINDS).flags
 
 
 def parse_arguments(argv: list[str]) -> Settings:
     """Parse flags to settings. The command line overrides the recipe, and the recipe overrides the defaults.
 
-    Raises: ValueError if the recipe cannot be read, a key or flag is unknown or has a value of the wrong type, or both
-        size and model_name_or_path are given.
+    Raises: ValueError if the recipe cannot be read, a key or flag is unknown or has a value that cannot be used, or
+        both size and model_name_or_path are given.
     """
     parser = Parser(KINDS, prog="train.py", allow_abbrev=False, description=_DESCRIPTION)
     early = Parser((RunArguments, DataArguments, _EarlyArguments), add_help=False, allow_abbrev=False)
@@ -246,7 +254,7 @@ def parse_arguments(argv: list[str]) -> Settings:
     values = read_recipe(recipe)
     if known.model_name_or_path and known.size is None:
         values.pop("size", None)  # --model_name_or_path overrides the size of a recipe
-    check_keys(recipe, values, {action.dest for action in parser._actions})
+    check_keys(recipe, values, parser.flags)
     device = torch.device("cpu") if known.use_cpu else best_device()
     house = {
         **_HOUSE_DEFAULTS,
@@ -255,8 +263,7 @@ def parse_arguments(argv: list[str]) -> Settings:
         "use_cpu": device.type == "cpu",
         "dataloader_pin_memory": device.type == "cuda",
     }
-    flags = [*as_flags({**house, **values}), *argv]
-    run, *others = parser.parse_flags(flags)
+    run, *others = parse_with_recipe(parser, recipe, house, values, argv)
     run.recipe = recipe
     if run.size and run.model_name_or_path:
         raise ValueError(
@@ -266,6 +273,42 @@ def parse_arguments(argv: list[str]) -> Settings:
     if not run.model_name_or_path:
         run.size = run.size or "digits-tiny"
     return Settings(run, *others)
+
+
+def parse_with_recipe(parser: Parser, recipe: str | None, defaults: dict, values: dict, argv: list[str]) -> tuple:
+    """The dataclasses of a parser, filled with defaults, then the values of a recipe, then the flags in `argv`.
+
+    Raises: ValueError for the first fault, with the recipe and its key, or the flag.
+    """
+
+    def parse(*flags: str) -> tuple:
+        parsed = parser.parse_flags([*as_flags(defaults), *flags])
+        if isinstance(parsed[-1], TrainingArguments):
+            check_nested(parsed[-1])
+        return parsed
+
+    try:
+        return parse(*as_flags(values), *argv)
+    except Exception as error:  # TrainingArguments raises exceptions of many types
+        text = _reason(error)
+    starts = [place for place, word in enumerate(argv) if word.startswith("--")]
+    parts = [argv[start:end] for start, end in zip(starts, [*starts[1:], len(argv)], strict=True)]
+    names = [part[0].partition("=")[0].lstrip("-").replace("-", "_") for part in parts]
+    own = {name: as_flags({name: value}) for name, value in values.items() if name not in names}
+    for name, flags in [*zip(names, parts, strict=True), *own.items()]:
+        try:
+            parse(*flags)
+        except Exception as error:
+            if _reason(error) == text:  # or else it fails only for the lack of the others
+                named = text if text.startswith(name) else f"{name}: {text}"
+                plain = text if name in text else f"--{name}: {text}"
+                raise ValueError(f"recipe {recipe}: {named}" if name in own else plain) from error
+    raise ValueError(f"recipe {recipe}: {text}" if any(name in text for name in own) else text)
+
+
+def _reason(error: Exception) -> str:
+    text = textwrap.shorten(str(error), 500, placeholder=" ...")
+    return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
 def complete_settings(settings: dict) -> dict:
