@@ -22,6 +22,7 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
     from PIL import Image
 
+    from ..data.pixels import check_size
     from ..evaluation.prediction import class_scores, load_model
 
     if arguments.top_k < 1:
@@ -30,6 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     for file in arguments.images:
         try:
             with Image.open(file) as image:
+                check_size(image)
                 inputs = processor(image, return_tensors="pt").to(model.device)
         except Exception as error:  # Pillow raises many types of exceptions for a damaged file
             raise ValueError(f"{file} cannot be read as an image: {error}") from error

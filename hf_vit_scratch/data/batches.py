@@ -58,14 +58,16 @@ class ImageBatches(torch.utils.data.Dataset):
     def _decode(self, index: int) -> torch.Tensor:
         try:
             image = self.images[index]["image"]
+            if self.min_crop_area is not None:
+                image = convert_image(image, self.processor.num_channels)
+                image = random_resized_crop(image, (self.height, self.width), self.min_crop_area)
+                array = np.asarray(image).reshape(self.height, self.width, -1).transpose(2, 0, 1)
+            else:
+                array = self.processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
         except Exception as error:  # Pillow raises many types of exceptions for a damaged file
-            raise DataError(f"image {index} of the split cannot be decoded: {error}") from error
-        if self.min_crop_area is not None:
-            image = convert_image(image, self.processor.num_channels)
-            image = random_resized_crop(image, (self.height, self.width), self.min_crop_area)
-            array = np.asarray(image).reshape(self.height, self.width, -1).transpose(2, 0, 1)
-        else:
-            array = self.processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
+            stored = self.images.cast_column("image", datasets.Image(decode=False))[index]["image"]
+            file = (stored or {}).get("path") or f"image {index} of the split"
+            raise DataError(f"{file} cannot be decoded: {error}") from error
         return torch.tensor(array, dtype=torch.uint8)
 
 

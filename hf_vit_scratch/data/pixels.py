@@ -6,16 +6,21 @@ of the memory-mapped column (`pixel_array`), and training decodes no image.
 """
 
 import io
+import math
 import os
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from threading import Lock
 
 import datasets
 import numpy as np
 import PIL.Image
+import PIL.ImageOps
 from datasets.fingerprint import Hasher
 
+from ..model.image_processing_vit_scratch import convert_image
 from .errors import DataError, notice
 from .names import counted
 
@@ -25,6 +30,10 @@ MAX_DECODED_IMAGE_BYTES = 64 * 64 * 3
 MAX_DECODED_SPLIT_BYTES = 2**30
 # 16-bit images without a value of this size have 12 bits or less, and at most 16 shades of grey when they are scaled.
 DIM = 4096
+# Larger images are decoded one at a time, whatever the number of threads.
+LARGE_IMAGE_PIXELS = 2**24
+MAX_ASPECT = 200
+_one_large_image = Lock()
 
 
 def image_shape(dataset: datasets.Dataset) -> tuple[int, int, int] | None:
@@ -145,6 +154,7 @@ def _cache_split(
     image: its mode, whether it has several pages, and its range."""
     raw = split.cast_column("image", datasets.Image(decode=False))
     first = raw[0]["image"]
+    _in_threads(_read_to_the_end, [first], [0], where)
     image = _in_threads(_decode, [first], [0], where)[0]
     mode, (width, height) = image.mode, image.size
 
@@ -178,7 +188,7 @@ def _cache_split(
             return cached("pixels-3", decode, features=split.features), None
         except _DifferentShape:
             pass
-    return split, cached("check-3", check, remove_columns=raw.column_names, features=datasets.Features(types))
+    return split, cached("check-4", check, remove_columns=raw.column_names, features=datasets.Features(types))
 
 
 def _check_ranges(
@@ -242,16 +252,37 @@ def _has_pages(image: PIL.Image.Image) -> bool:
     return getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD")
 
 
-def _read_to_the_end(value: dict) -> tuple[str, bool, float | None, float | None]:
+def check_size(image: PIL.Image.Image) -> None:
+    """Raises: ValueError for a picture so large or so narrow that resizing it could take all memory."""
+    width, height = image.size
+    most = PIL.Image.MAX_IMAGE_PIXELS
+    if most and width * height > most:
+        raise ValueError(f"it has {width}x{height} pixels, expected at most {most:,} in all: make it smaller")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ValueError(f"it has {width}x{height} pixels, expected sides that differ {MAX_ASPECT}-fold at most")
+
+
+def _read_to_the_end(value: dict | None) -> tuple[str, bool, float | None, float | None]:
     """Decode the image. Its mode, whether it has several pages and, above 8 bits, its least and largest value.
 
-    `verify` would be faster, but does not detect a truncated JPEG.
+    Training's conversions are tried too. `verify` would be faster, but detects neither a truncated JPEG nor pixels
+    that have no conversion to RGB.
     """
+    if value is None:
+        raise ValueError("the value is empty")
     with _open_image(value) as image:
         pages = _has_pages(image)
+        check_size(image)
         image.draft("L", (1, 1))  # decodes a JPEG at an eighth of its size, which is several times faster
-        image.load()
-        if image.mode[0] not in "IF":
-            return image.mode, pages, None, None
-        pixels = np.asarray(image)
-        return image.mode, pages, float(pixels.min()), float(pixels.max())
+        with _one_large_image if math.prod(image.size) > LARGE_IMAGE_PIXELS else nullcontext():
+            image.load()
+            if image.getexif().get(PIL.Image.ExifTags.Base.Orientation) is not None:
+                PIL.ImageOps.exif_transpose(image)
+            if image.mode[0] in "IF":
+                pixels = np.asarray(image)
+                return image.mode, pages, float(pixels.min()), float(pixels.max())
+            pixel = image.crop((0, 0, 1, 1))
+            pixel.info = {name: value for name, value in image.info.items() if name == "transparency"}
+            for channels in (1, 3):
+                convert_image(pixel, channels)
+        return image.mode, pages, None, None
