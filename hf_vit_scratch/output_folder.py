@@ -42,6 +42,11 @@ def written_whole(file: str | os.PathLike) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def real_path(path: str | os.PathLike) -> Path:
+    """A path without links and `~`. Of a link to itself, which `Path.resolve` cannot follow, the path of the link."""
+    return Path(os.path.realpath(os.path.expanduser(path)))
+
+
 def write_text(file: str | os.PathLike, text: str) -> None:
     """Write a text file in UTF-8, atomically."""
     with written_whole(file) as partial:

@@ -17,6 +17,7 @@ from transformers import ViTForImageClassification, ViTImageProcessorPil
 from ..evaluation.prediction import load_model
 from ..model.image_processing_vit_scratch import ViTScratchImageProcessor
 from ..model.modeling_vit_scratch import ViTScratchForImageClassification
+from ..output_folder import real_path
 from .weights import to_transformers
 
 BATCH_SIZES = (1, 3, 8)  # for the comparison with the original
@@ -56,7 +57,7 @@ def export_model(source: str | os.PathLike, format: str, output_dir: str | os.Pa
         ValueError: in one line, if the folder is not empty, there is no such model, the format cannot express it, the
             extra `export` is not installed, or a logit differs by more than `TOLERANCE`.
     """
-    output = Path(output_dir).resolve()
+    output = real_path(output_dir)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         there = "a folder with files in it" if output.is_dir() else "a file"
         raise ValueError(f"--output_dir {output_dir}: expected a new or empty folder, got {there}.")

@@ -31,6 +31,7 @@ from ..hub.model_folder import (
 from ..model.configuration_vit_scratch import ViTScratchConfig
 from ..model.image_processing_vit_scratch import ViTScratchImageProcessor
 from ..model.modeling_vit_scratch import ViTScratchForImageClassification, ViTScratchModel
+from ..output_folder import real_path
 from .weights import from_timm, from_transformers
 
 # Fields that fine-tuning may change. Only the position embeddings depend on them, and they are interpolated.
@@ -169,8 +170,8 @@ def load_pretrained(source: str) -> Pretrained:
 
 def model_name(source: str) -> str:
     """Public name of a model: its id on the Hub, or the last part of a local path."""
-    path = Path(source).expanduser()
-    return source if HUB_ID.fullmatch(source) and not path.exists() else path.resolve().name
+    path = real_path(source)
+    return source if HUB_ID.fullmatch(source) and not path.exists() else path.name
 
 
 def _load_transformers(source: str, config: dict) -> tuple[PreTrainedModel, dict, float | None]:

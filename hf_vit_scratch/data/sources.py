@@ -16,6 +16,7 @@ import datasets
 import huggingface_hub
 import pyarrow as pa
 
+from ..output_folder import real_path
 from .csv_files import find_csv_files, unread_beside
 from .digit_recognizer import COMPETITION, KAGGLE, SAMPLE, download_from_kaggle, is_competition, load_sample
 from .errors import DataError, notice, one_line
@@ -99,7 +100,7 @@ def source_name(source: str | os.PathLike[str]) -> str:
         return COMPETITION
     if source == SAMPLE or _is_hub_id(source):
         return source
-    name = Path(source).expanduser().resolve().name
+    name = real_path(source).name
     # Images of a data set called by one of these names would be published in cards.
     return f"local {name}" if name in (SAMPLE, KAGGLE, COMPETITION) else name
 
@@ -126,13 +127,13 @@ def _read(source: str, image_column: str, label_column: str, cache_dir: str) -> 
 
 
 def _is_hub_id(source: str) -> bool:
-    exists = Path(source).expanduser().exists()
+    exists = real_path(source).exists()
     return not exists and HUB_ID.fullmatch(source) is not None and not source.endswith(FILE_SUFFIXES)
 
 
 def _load_with_datasets(source: str, cache_dir: str) -> datasets.DatasetDict:
     """All splits as `datasets` loads them, with all columns of the source."""
-    path = Path(source).expanduser().resolve()
+    path = real_path(source)
     if _is_hub_id(source):
         verbosity = huggingface_hub.logging.get_verbosity()
         huggingface_hub.logging.set_verbosity_error()  # offline, it would log each retry

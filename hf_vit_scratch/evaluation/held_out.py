@@ -26,6 +26,7 @@ from ..output_folder import (
     SETTINGS_NAME,
     WRONG_PLOT,
     read_json,
+    real_path,
     write_json,
 )
 from ..settings.flags import TRAINING_OF_A_RECIPE, DataArguments, complete_settings
@@ -101,7 +102,7 @@ def evaluate(models: list[str], source: str, output_dir: str, against: list[str]
     Raises: ValueError, in one line, if a folder is not a run on this data, or runs are not of one recipe.
     """
     output = Path(output_dir)
-    given = [Path(folder).resolve() for folder in [*models, *(against or [])]]
+    given = [real_path(folder) for folder in [*models, *(against or [])]]
     if repeated := next((folder for folder in given if given.count(folder) > 1), None):
         raise ValueError(f"{repeated} is given twice. Name each folder once.")
     groups = [[_read_run(folder, source) for folder in folders] for folders in (models, against or [])]
@@ -123,7 +124,7 @@ def evaluate(models: list[str], source: str, output_dir: str, against: list[str]
         "command": shlex.join(
             ["vit-scratch", "evaluate", "--model", *_last_parts(models)]
             + (["--against", *_last_parts(against)] if against else [])
-            + ["--data", *_last_parts([source]), "--output_dir", output.resolve().name]
+            + ["--data", *_last_parts([source]), "--output_dir", real_path(output).name]
         ),
         "hardware": describe(best_device()),
         "recipe": names[0],
@@ -174,7 +175,7 @@ def summary(evaluation: dict) -> str:
 
 def _last_parts(sources: list[str]) -> list[str]:
     """Paths without their parent folders, which must not be published; ids of data sets on the Hub unchanged."""
-    return [Path(source).resolve().name if Path(source).expanduser().exists() else source for source in sources]
+    return [real_path(source).name if real_path(source).exists() else source for source in sources]
 
 
 def _recipe_names(run: Run, other: Run | None = None) -> list[str]:
@@ -274,7 +275,7 @@ def _measure(predictions: list[Predictions]) -> dict:
         "confusion_matrix": metrics["confusion_matrix"],
         "models": [
             {
-                "name": Path(part.run.folder).resolve().name,
+                "name": real_path(part.run.folder).name,
                 "fold": part.run.settings["data"]["fold"],
                 "seed": part.run.settings["training"]["seed"],
                 "num_images": len(part.labels),

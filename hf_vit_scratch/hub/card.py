@@ -17,6 +17,7 @@ from ..output_folder import (
     SETTINGS_NAME,
     WRONG_PLOT,
     read_json,
+    real_path,
 )
 from ..settings.flags import complete_settings
 
@@ -42,7 +43,7 @@ def write_card(folder: Path, config: ViTScratchConfig, results: dict, name: str 
             was fine-tuned.
         name: name of the model. Default: name of the folder.
     """
-    name, labels = name or folder.resolve().name, list(config.id2label.values())
+    name, labels = name or real_path(folder).name, list(config.id2label.values())
     height, width = config.image_height_width
     evaluation = read_json(folder / EVALUATION_NAME) if (folder / EVALUATION_NAME).exists() else None
     splits = [split for split in ("validation", "test") if f"{split}_accuracy" in results]
