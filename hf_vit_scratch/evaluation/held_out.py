@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import get_type_hints
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from ..data.pixels import known_labels, pixel_array, row_numbers
 from ..data.sources import source_name
 from ..device import best_device, describe
 from ..hub.card import write_card
+from ..hub.model_folder import read_config
 from ..model.configuration_vit_scratch import ViTScratchConfig
 from ..output_folder import (
     CONFIG_NAME,
@@ -39,6 +41,10 @@ _OF_A_RUN = (
     *("data", "fold", "num_folds", "validation_size", "split_seed"),
     *("overwrite_output_dir", "attn_implementation"),
 )
+# The types of what is read from the settings of the Trainer and from the results.
+_TRAINING_KINDS = {"seed": int, "label_smoothing_factor": float}
+_RESULT_KINDS = {"parameters": int, "train_images": int, "train_runtime": float, "resumed_from_step": int}
+_RESULT_KINDS |= {"hardware": str}
 _WRITTEN = {EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT}
 
 
@@ -189,13 +195,28 @@ def _recipe_names(run: Run, other: Run | None = None) -> list[str]:
 def _read_run(folder: str, source: str) -> Run:
     try:
         settings, results = (read_json(Path(folder) / name) for name in (SETTINGS_NAME, RESULTS_NAME))
+        read_config(folder)
         run = Run(folder, complete_settings(settings), results, ViTScratchConfig.from_pretrained(folder))
+        _check_kinds(run)
         trained_on = settings["data"]["data"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder} is not the output folder of a finished run: {error}") from error
+    except Exception as error:  # a damaged file may hold anything
+        problem = str(error) if isinstance(error, (ValueError, OSError)) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{folder} is not the output folder of a finished run: {problem}") from error
     if trained_on != source_name(source):
         raise ValueError(f"{folder} was trained on {trained_on}, but --data is {source_name(source)}.")
     return run
+
+
+def _check_kinds(run: Run) -> None:
+    """Raises: ValueError if a value of training_args.json or all_results.json that is used here has the wrong type."""
+    kinds = get_type_hints(DataArguments)
+    values = [(name, run.settings["data"].get(name), kind) for name, kind in kinds.items()]
+    values += [(name, run.settings["training"].get(name), kind) for name, kind in _TRAINING_KINDS.items()]
+    values += [(name, run.results.get(name), kind) for name, kind in _RESULT_KINDS.items()]
+    values += [("recipe", run.settings["run"].get("recipe"), str)]
+    for name, value, kind in values:
+        if not isinstance(value, kind | int if kind is float else kind) or value is True:
+            raise ValueError(f"{name} must be of the type {getattr(kind, '__name__', kind)}, got {value!r:.80}.")
 
 
 def _check_same_recipe(run: Run, other: Run) -> None:
