@@ -84,6 +84,8 @@ class Watch:
             writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
             places = {"os.mkdir": 0, "os.rename": 1, "os.symlink": 1, "os.link": 1, "os.remove": 0, "os.rmdir": 0}
             path = arguments[0] if writes else arguments[places[event]] if event in places else None
+            if event in ("os.remove", "os.rmdir") and arguments[1] != -1:
+                return  # relative to an open folder, as shutil.rmtree goes down
             if isinstance(path, str | bytes | os.PathLike):
                 path = os.path.realpath(os.fsdecode(path))
                 if not path.startswith(("/dev/", "/proc/", *(folder for folder in self.writable))):

@@ -28,6 +28,7 @@ FILE_WORDS = {"id", "file", "filename", "image", "img", "path", "filepath", "fil
 LABEL_NAMES = ("label", "labels", "class", "target", "y", "digit", "letter", "character")
 
 LINE_BYTES = 8 * 2**20
+MAX_COLUMNS = 2**16 + 16  # the pixels of an image of 256x256, and its label, id and index
 LISTED_ROWS = 1000
 LISTED_FOLDERS = 100
 
@@ -114,7 +115,9 @@ def open_member(path: str, member: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
             else:
                 stream = stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open(member))
             yield stack.enter_context(gzip.open(stream)) if member.lower().endswith(".gz") else stream
-    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError) as error:
+    except DataError:
+        raise
+    except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         name = f"{os.path.basename(path)}/{member}"
         raise DataError(f"{name} is damaged or cut off ({error}). Download it again.") from error
 
@@ -125,7 +128,7 @@ def split_line(line: bytes) -> list[str]:
 
 
 def first_line(path: str, member: str) -> list[str]:
-    """The values of the first line of a CSV. Raises: DataError if it is no text with lines."""
+    """The values of the first line of a CSV. Raises: DataError if it is no text with lines, or far too long."""
     with open_member(path, member) as stream:
         line = stream.readline(LINE_BYTES)
     problem = None
@@ -133,6 +136,8 @@ def first_line(path: str, member: str) -> list[str]:
         problem = "it is no text in UTF-8, but perhaps in UTF-16. Save it as CSV in UTF-8"
     elif b"\r" in line.rstrip(b"\r\n"):
         problem = "its lines end in a carriage return alone. Save it with lines that end in a line feed"
+    elif line.count(b",") > MAX_COLUMNS:
+        problem = f"more than {MAX_COLUMNS:,} columns, which no image of 256x256 pixels has"
     if problem:
         raise DataError(f"{os.path.basename(path)}/{member}, line 1: {problem}.")
     return split_line(line)
@@ -255,6 +260,8 @@ def _first_rows(path: str, member: str) -> list[list[str]]:
     rows = []
     with open_member(path, member) as stream:
         while len(rows) <= LISTED_ROWS and (line := stream.readline(LINE_BYTES)):
+            if line.count(b",") > MAX_COLUMNS:
+                break
             rows.append(split_line(line))
     return [row for row in rows if row]
 
@@ -328,7 +335,7 @@ def _in_zip(path: Path) -> CsvFiles:
             members = [info.filename for info in archive.infolist() if not info.is_dir()]
             names = archive.namelist()
             encrypted = any(info.flag_bits & 1 for info in archive.infolist())
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # zipfile raises many types of exceptions for a damaged directory
         raise DataError(f"{path} is not a complete zip ({error}). {expected}. Download it again.") from error
     outside = [m for m in names if m.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", m) or ":" in m]
     if outside or encrypted:

@@ -156,7 +156,8 @@ def _by_name(file: str, names: list[str], role: str, label_column: str) -> Layou
     index = next((i for i, n in enumerate(lower) if n in ("", "index") or n.startswith("unnamed:")), None)
     id_ = next((i for i, name in enumerate(lower) if i not in (label, index) and _is_id(name)), None)
     known = {place for place in (label, index, id_) if place is not None}
-    place = next((i for i, name in enumerate(names) if name in set(pixels)), len(names))
+    known_pixels = set(pixels)
+    place = next((i for i, name in enumerate(names) if name in known_pixels), len(names))
     expected = [names[i] for i in range(place) if i in known] + pixels
     expected += [names[i] for i in range(place, len(names)) if i in known]
     if label is None and role != "test":
@@ -216,8 +217,9 @@ def _pixel_names(file: str, names: list[str]) -> tuple[list[str], tuple[int, int
 def _check_header(file: str, header: list[str], columns: list[str]) -> None:
     if header == columns:
         return
-    missing = [name for name in columns if name not in header]
-    extra = [name for name in header if name not in columns]
+    present, wanted = set(header), set(columns)
+    missing = [name for name in columns if name not in present]
+    extra = [name for name in header if name not in wanted]
     if missing:
         problem = f"column {missing[0]!r} is missing" + (f" and column {extra[0]!r} is unknown" if extra else "")
     elif extra:

@@ -90,6 +90,8 @@ def read_config(source: str) -> dict:
     for name, value in (("architectures", architectures), ("training_data", data)):
         if value is not None and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
             raise ValueError(f"its {name} must be a list of names, got {value!r:.80}.")
+    if not isinstance(names := content.get("id2label"), dict | None):
+        raise ValueError(f"its id2label must map numbers to names, got {names!r:.80}.")
     return content
 
 
