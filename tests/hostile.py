@@ -199,11 +199,10 @@ def damaged(draw, originals: list[bytes], words: tuple[bytes, ...] = ()) -> byte
 
 
 def files(originals: list[bytes], words: tuple[bytes, ...] = ()) -> st.SearchStrategy[bytes]:
-    """Damaged copies, and now and then any bytes at all."""
+    """Damaged copies, and now and then a whole one, or any bytes at all."""
     copies = damaged(originals, words)
-    return st.one_of(
-        copies, copies, copies, st.binary(max_size=300), st.lists(st.sampled_from([*words, b"\n", b"0"])).map(b"".join)
-    )
+    sentences = st.lists(st.sampled_from([*words, b"\n", b"0"])).map(b"".join)
+    return st.one_of(copies, copies, copies, st.sampled_from(originals), st.binary(max_size=300), sentences)
 
 
 @st.composite

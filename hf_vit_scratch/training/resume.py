@@ -66,8 +66,11 @@ def find_stopped_run(training: TrainingArguments) -> StoppedRun | None:
 
 
 def step_of(checkpoint: str | Path) -> int:
-    """The training step of a checkpoint."""
-    return read_json(Path(checkpoint) / _STATE_NAME)["global_step"]
+    """The training step of a checkpoint. Raises: ValueError if its trainer_state.json is damaged."""
+    step = read_json(Path(checkpoint) / _STATE_NAME).get("global_step")
+    if type(step) is not int or step < 0:
+        raise ValueError(f"{checkpoint} is damaged: global_step in its {_STATE_NAME} is {step!r:.80}.")
+    return step
 
 
 def check_resumable(config: ViTScratchConfig, record: dict, stopped: StoppedRun) -> None:
