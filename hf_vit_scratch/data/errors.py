@@ -1,6 +1,7 @@
 """The exception for unusable data, and notices. Each is one line: what was expected, what was found, what to do."""
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,10 @@ from datasets.exceptions import DatasetGenerationError
 
 
 class DataError(ValueError):
-    """The data cannot be used. The message is one line."""
+    """The data cannot be used. The message is one line, in which a word of over 500 characters is cut."""
 
     def __init__(self, message: str):
-        super().__init__(" ".join(message.split()))
+        super().__init__(re.sub(r"\S{500,}", lambda word: f"{word[0][:100]}...", " ".join(message.split())))
 
 
 @contextmanager
