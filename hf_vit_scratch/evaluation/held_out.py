@@ -304,7 +304,10 @@ def _measure(predictions: list[Predictions]) -> dict:
                 "negative_log_likelihood": float(_losses(part).mean()),
                 "train_runtime": part.run.results["train_runtime"],
                 "teacher_runtime": part.run.results.get("teacher_runtime", 0.0),
-                "resumed_from_step": part.run.results["resumed_from_step"],
+                # The step from which the time counts: from the first, if the time before a resume is included.
+                "resumed_from_step": (
+                    0 if part.run.results.get("earlier_runtime") else part.run.results["resumed_from_step"]
+                ),
                 "hardware": part.run.results["hardware"],
             }
             for part in predictions

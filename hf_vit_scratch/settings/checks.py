@@ -39,6 +39,13 @@ def _check_trainer(training: TrainingArguments) -> None:
         )
     if training.save_strategy == SaveStrategy.BEST:
         raise ValueError("save_strategy best would select the weights by their validation score: use steps or epoch.")
+    if training.save_only_model:
+        raise ValueError(
+            "save_only_model would write checkpoints from which no run can be resumed. Leave it out, or use "
+            "--save_strategy no."
+        )
+    if training.enable_jit_checkpoint:
+        raise ValueError("enable_jit_checkpoint is not needed: train.py saves a checkpoint on SIGTERM. Leave it out.")
     if training.push_to_hub and training.hub_strategy not in (HubStrategy.END, HubStrategy.EVERY_SAVE):
         value = training.hub_strategy.value
         raise ValueError(f"hub_strategy {value} uploads optimizer states: use end or every_save.")

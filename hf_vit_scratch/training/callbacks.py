@@ -1,13 +1,15 @@
-"""Callbacks of the Trainer: average of the weights, weaker augmentation at the end, stop of a diverged training."""
+"""Callbacks of the Trainer: average of the weights, milder augmentation at the end, run time, stop if diverged."""
 
 import math
 import os
+import time
 from contextlib import contextmanager
 
 import safetensors.torch
 import torch
 from torch import nn
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
 
 from ..data.augmentation import DigitAugmentation
 from ..output_folder import AVERAGE_NAME
@@ -71,6 +73,34 @@ class MildEnd(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
         at_the_end = state.global_step >= (1 - self.fraction) * state.max_steps
         self.augmentation.strength = self.strength if at_the_end else 1.0
+
+
+class RunTime(TrainerCallback, ExportableState):
+    """The training time of a run, in seconds, which a checkpoint keeps.
+
+    `earlier` is the time up to the checkpoint from which the run was resumed: 0 for a run that was not resumed, and
+    None if an older version wrote the checkpoint.
+    """
+
+    def __init__(self):
+        self.earlier: float | None = 0.0
+        self.start: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """The time until now, with the earlier one if it is known."""
+        return (self.earlier or 0.0) + (0.0 if self.start is None else time.perf_counter() - self.start)
+
+    def state(self) -> dict:
+        # Written as the earlier time of the run that is resumed. What is not known stays so.
+        return {"args": {}, "attributes": {"earlier": None if self.earlier is None else self.seconds}}
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        name = type(self).__name__
+        if state.global_step:
+            self.earlier = state.stateful_callbacks.get(name, {}).get("attributes", {}).get("earlier")
+        state.stateful_callbacks[name] = self.state()  # the Trainer updates only what the checkpoint had
+        self.start = time.perf_counter()
 
 
 class DivergedError(ValueError):

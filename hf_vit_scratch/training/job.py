@@ -11,27 +11,41 @@ import transformers
 from accelerate import PartialState
 from transformers.trainer_utils import HubStrategy, IntervalStrategy
 
-from ..console import exit_with_one_line, leave
+from ..console import Stopped, exit_with_one_line, leave, out_of_memory
 from ..conversion.pretrained import Pretrained, load_pretrained
 from ..data.digit_recognizer import SAMPLE, SAMPLE_NOTICE
 from ..device import can_compile, fastest_attention, set_up_cpu
 from ..hub.repository import Repository
 from ..model.configuration_vit_scratch import ViTScratchConfig
 from ..model.modeling_vit_scratch import ViTScratchForImageClassification
-from ..output_folder import SETTINGS_NAME, write_json
+from ..output_folder import RESULTS_NAME, SETTINGS_NAME, Lock, read_json, write_json
 from ..settings.checks import check_settings
 from ..settings.flags import Settings, parse_arguments
 from .assembly import build_config, build_processor, build_trainer
+from .checkpoints import free_space, is_of_the_disk, write_failure
+from .interrupts import Interrupts, StopAfterSave
 from .push import PushEverySave
-from .results import known_facts, measure, measured_energy, save_example, settings_record, summary, write_results
+from .results import (
+    known_facts,
+    measure,
+    measured_energy,
+    measured_time,
+    save_example,
+    settings_record,
+    summary,
+    write_results,
+)
 from .resume import (
     StoppedRun,
     check_output_dir,
     check_resumable,
     find_stopped_run,
-    remove_old_evaluation,
+    is_finished,
+    remove_leftovers,
     remove_old_run,
+    seal,
     step_of,
+    what_there_is,
 )
 from .teacher import get_teacher
 from .trainer import ViTScratchTrainer
@@ -50,6 +64,7 @@ class Job:
         pretrained: the model to fine-tune, or None.
         stopped: the run to resume, or None.
         repository: repository on the Hub to push to, or None.
+        lock: keeps other runs out of the output folder.
     """
 
     settings: Settings
@@ -60,6 +75,7 @@ class Job:
     pretrained: Pretrained | None
     stopped: StoppedRun | None
     repository: Repository | None
+    lock: Lock
 
     @property
     def folder(self) -> Path:
@@ -78,13 +94,60 @@ class Job:
 def train(settings: Settings) -> dict:
     """Train and evaluate a model, and write the output folder.
 
+    SIGTERM and Ctrl-C end the training after a checkpoint, with a KeyboardInterrupt whose note says how to go on.
+
     Returns: the content of all_results.json.
 
-    Raises: ValueError or OSError, in one line, for any error that the user can correct.
+    Raises: ValueError or OSError, in one line, for any error that the user can correct; MemoryError, in one line, if
+        the memory of the machine or the device is not sufficient.
     """
+    interrupts, lock = Interrupts(), Lock(Path(settings.training.output_dir))
+    try:
+        with interrupts.handled():
+            return _train_in(settings, interrupts, lock)
+    except KeyboardInterrupt as stop:
+        stop.add_note(what_there_is(lock.folder, interrupts.begun))
+        raise
+    except Exception as error:
+        if interrupts.received:  # as when a signal has ended the workers of a DataLoader too
+            stop = Stopped(interrupts.received)
+            stop.add_note(what_there_is(lock.folder, interrupts.begun))
+            raise stop from error
+        if text := _in_one_line(error, settings, lock.folder, interrupts.begun):
+            raise (MemoryError if out_of_memory(error) else OSError)(text) from error
+        raise
+    finally:
+        lock.release()
+
+
+def _in_one_line(error: Exception, settings: Settings, folder: Path, begun: bool) -> str:
+    """What the machine has done to a run, and what to do about it. Empty for other exceptions."""
+    training, text, way_on = settings.training, str(error), what_there_is(folder, begun)
+    if reason := out_of_memory(error):
+        return (
+            f"{reason} Ways out: a per_device_train_batch_size below {training.per_device_train_batch_size}, with "
+            "more gradient_accumulation_steps for the same images per step; bf16 true; gradient_checkpointing true; "
+            "and if an evaluation was running, a per_device_eval_batch_size below "
+            f"{training.per_device_eval_batch_size}. {way_on}"
+        )
+    if isinstance(error, RuntimeError) and text.startswith("DataLoader worker (pid"):
+        return (
+            f"{text} The system ends a worker if memory or shared memory (/dev/shm) is not sufficient: choose a "
+            f"dataloader_num_workers below {training.dataloader_num_workers}. {way_on}"
+        )
+    if begun and is_of_the_disk(error):
+        file = f"{error.filename}: " if isinstance(error, OSError) and error.filename else ""
+        return f"{file}{write_failure(error)} ({free_space(folder)}). {way_on}"
+    return ""
+
+
+def _train_in(settings: Settings, interrupts: Interrupts, lock: Lock) -> dict:
     state = PartialState()
-    job = _prepare(settings)
+    job = _prepare(settings, lock)
+    if job.goes_on and is_finished(settings, job.stopped):
+        return _leave_finished(job)
     trainer = _build_trainer(job)
+    trainer.add_callback(StopAfterSave(interrupts))
     facts = known_facts(job.settings, trainer, len(job.splits["train"])) | {
         "resumed_from_step": step_of(job.checkpoint) if job.checkpoint else 0,
         "load_seconds": round(job.load_seconds, 3),
@@ -94,6 +157,7 @@ def train(settings: Settings) -> dict:
     state.wait_for_everyone()  # no process writes before all have checked the folder
     if state.is_main_process:
         _begin_folder(job, facts["data"])
+    interrupts.begun = True
     facts |= _train(job, trainer)
     trainer.save_model()
     trainer.save_state()
@@ -101,18 +165,35 @@ def train(settings: Settings) -> dict:
     results = facts | measure(job.settings.training, job.splits)
     if state.is_main_process:
         write_results(job.folder, trainer, results)
+        seal(job.folder)
         print(summary(job.folder, results), flush=True)
     state.wait_for_everyone()
-    if job.repository and state.is_main_process:
-        print(f"Pushing {job.folder} to {job.repository.repo_id}", flush=True)
-        print(f"Pushed: {job.repository.upload(job.folder)}", flush=True)
+    _push(job)
     return results
 
 
-def _prepare(settings: Settings) -> Job:
+def _leave_finished(job: Job) -> dict:
+    """Report a run that was resumed after its end. Nothing is trained or written."""
+    results = read_json(job.folder / RESULTS_NAME)
+    if PartialState().is_main_process:
+        print(f"The run in {job.folder} is finished, and nothing is changed.", flush=True)
+        print(summary(job.folder, results), flush=True)
+    _push(job)
+    return results
+
+
+def _push(job: Job) -> None:
+    if job.repository and PartialState().is_main_process:
+        print(f"Pushing {job.folder} to {job.repository.repo_id}", flush=True)
+        print(f"Pushed: {job.repository.upload(job.folder)}", flush=True)
+
+
+def _prepare(settings: Settings, lock: Lock) -> Job:
     """Load the data and check all settings, before anything is written."""
     state = PartialState()
     check_settings(settings)
+    if state.is_main_process and lock.file.exists():  # a run that is going on is not to be read either
+        lock.acquire()
     repository = _repository(settings) if settings.training.push_to_hub else None
     settings = _on_this_machine(settings)
     transformers.logging.disable_progress_bar()  # progress bars of saved files; the Trainer's bar stays
@@ -136,7 +217,7 @@ def _prepare(settings: Settings) -> Job:
         data_seed=settings.training.seed if settings.training.data_seed is None else settings.training.data_seed,
         **({} if "validation" in splits else {"eval_strategy": IntervalStrategy.NO}),
     )
-    job = Job(settings, record, splits, load_seconds, config, pretrained, stopped, repository)
+    job = Job(settings, record, splits, load_seconds, config, pretrained, stopped, repository, lock)
     if not job.goes_on:
         check_output_dir(settings)
     if repository and state.is_main_process:
@@ -181,10 +262,13 @@ def _build_trainer(job: Job) -> ViTScratchTrainer:
 
 def _begin_folder(job: Job, data: str) -> None:
     """Create the output folder, remove files of an earlier run, and write the settings of this run."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    job.lock.acquire()
+    if not job.goes_on:
+        check_output_dir(job.settings)  # again, since another run may have begun and ended here since
     if job.settings.run.overwrite_output_dir and not job.goes_on:
         remove_old_run(job.folder)
-    job.folder.mkdir(parents=True, exist_ok=True)
-    remove_old_evaluation(job.folder)
+    remove_leftovers(job.folder)
     write_json(job.folder / SETTINGS_NAME, job.record)
     save_example(job.splits, data, job.folder)
 
@@ -204,16 +288,16 @@ def _train(job: Job, trainer: ViTScratchTrainer) -> dict:
     transformers.set_seed(training.seed + PartialState().process_index)
     metrics = trainer.train(resume_from_checkpoint=job.checkpoint).metrics
     metrics.pop("total_flos", None)  # a formula for language models, which would take pixels for tokens
+    metrics |= measured_time(trainer, len(job.splits["train"]), metrics)
     return measured | metrics | measured_energy(job.folder)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run train.py. Errors that the user can correct end it with one line on stderr and exit code 2."""
-    with exit_with_one_line("train.py", shown=os.environ.get("RANK", "0") == "0"):
+    shown = os.environ.get("RANK", "0") == "0"
+    with exit_with_one_line("train.py", shown):
         try:
             train(parse_arguments(sys.argv[1:] if argv is None else argv))
-        except KeyboardInterrupt:
-            leave(
-                "train.py: stopped. To resume from the last checkpoint, or from the last finished CNN of the teacher, "
-                "pass --resume_from_checkpoint true."
-            )
+        except KeyboardInterrupt as stop:
+            reason = f"stopped by {stop}" if isinstance(stop, Stopped) else "stopped"
+            leave(" ".join([f"train.py: {reason}.", *getattr(stop, "__notes__", [])]) if shown else "")

@@ -3,7 +3,6 @@
 import shutil
 import sys
 import tempfile
-import time
 from concurrent.futures import Future, wait
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from transformers import TrainerCallback
 
 from ..hub.repository import Repository
 from ..output_folder import EXAMPLE_NAME, SETTINGS_NAME
+from .checkpoints import write_failure
 from .results import write_results
 from .trainer import ViTScratchTrainer
 
@@ -27,10 +27,8 @@ class PushEverySave(TrainerCallback):
     def __init__(self, trainer: ViTScratchTrainer, repository: Repository, facts: dict):
         self.trainer, self.repository, self.facts = trainer, repository, facts
         self.push: Future | None = None
-        self.start = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self.start = time.perf_counter()
         if state.is_world_process_zero:
             for folder in Path(args.output_dir).glob(".push-*"):  # from a run that was killed
                 shutil.rmtree(folder)
@@ -45,22 +43,32 @@ class PushEverySave(TrainerCallback):
         output, step = Path(args.output_dir), f"step {state.global_step} of {state.max_steps}"
         folder = Path(tempfile.mkdtemp(prefix=".push-", dir=output))
 
+        def not_pushed(reason: object):
+            print(f"Warning: {step} was not pushed, and training continues: {reason}", file=sys.stderr, flush=True)
+
         def done(push: Future):
             shutil.rmtree(folder)
             if error := push.exception():
-                print(f"Warning: {step} was not pushed, and training continues: {error}", file=sys.stderr, flush=True)
+                not_pushed(error)
 
-        self.trainer.save_model(str(folder))
-        for name in (SETTINGS_NAME, EXAMPLE_NAME):
-            if (output / name).exists():
-                shutil.copy(output / name, folder)
-        write_results(folder, self.trainer, self.facts | self._measured(state, step), output.resolve().name)
+        try:
+            self.trainer.save_model(str(folder))
+            for name in (SETTINGS_NAME, EXAMPLE_NAME):
+                if (output / name).exists():
+                    shutil.copy(output / name, folder)
+            write_results(folder, self.trainer, self.facts | self._measured(state, step), output.resolve().name)
+        except Exception as error:
+            shutil.rmtree(folder)
+            if not (reason := write_failure(error)):
+                raise
+            not_pushed(reason)
+            return
         self.push = self.repository.submit(folder)
         self.push.add_done_callback(done)
 
     def _measured(self, state, step: str) -> dict:
         """Results so far, by their names in all_results.json."""
-        results = {"unfinished": step, "epoch": state.epoch, "train_runtime": time.perf_counter() - self.start}
+        results = {"unfinished": step, "epoch": state.epoch, "train_runtime": self.trainer.run_time.seconds}
         last = next((row for row in reversed(state.log_history) if "eval_accuracy" in row), {})
         if last.get("step") == state.global_step:  # otherwise other weights were evaluated
             results |= {f"validation_{key[5:]}": value for key, value in last.items() if key.startswith("eval_")}

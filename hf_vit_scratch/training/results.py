@@ -72,6 +72,34 @@ def save_example(splits: datasets.DatasetDict, data: str, folder: Path) -> None:
         held_out[0]["image"].save(folder / EXAMPLE_NAME)
 
 
+def measured_time(trainer: ViTScratchTrainer, train_images: int, metrics: dict) -> dict:
+    """The metrics of a resumed training that are of the whole run, with the part before the checkpoint.
+
+    `train_runtime` then includes `earlier_runtime`, both in seconds. Time between the checkpoint and the stop of the
+    run is not included, since its steps are trained again.
+
+    Args:
+        train_images: number of training images, for the speed.
+        metrics: metrics of the Trainer, which are of the steps after the checkpoint alone.
+
+    Returns: the metrics that differ. Empty if the run was not resumed, or an older version wrote the checkpoint.
+    """
+    clock, state = trainer.run_time, trainer.state
+    if not clock.earlier:
+        return {}
+    seconds = clock.earlier + metrics["train_runtime"]
+    logged, total, last = [entry for entry in state.log_history if "loss" in entry], 0.0, 0
+    for entry in logged:
+        total, last = total + entry["loss"] * (entry["step"] - last), entry["step"]
+    return {
+        "train_runtime": seconds,
+        "earlier_runtime": clock.earlier,
+        "train_samples_per_second": train_images * state.epoch / seconds,
+        "train_steps_per_second": state.global_step / seconds,
+        **({"train_loss": total / last} if last else {}),
+    }
+
+
 def measured_energy(folder: Path) -> dict:
     """The energy of a run in kWh, if codecarbon measured it: the sum over the CNNs of the teacher and the ViT."""
     if not (folder / EMISSIONS_NAME).exists():

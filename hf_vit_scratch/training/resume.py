@@ -1,9 +1,11 @@
 """Existing runs in a folder: which one is resumed, whether it fits the settings, and what may be overwritten."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from accelerate import PartialState
 from transformers import TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -16,6 +18,7 @@ from ..output_folder import (
     EMISSIONS_NAME,
     EVALUATION_NAME,
     EXAMPLE_NAME,
+    MANIFEST_NAME,
     RESULTS_NAME,
     ROBUSTNESS_PLOT,
     SETTINGS_NAME,
@@ -23,15 +26,19 @@ from ..output_folder import (
     TEACHER_NAME,
     WEIGHTS_PATTERNS,
     WRONG_PLOT,
+    damage,
     read_json,
+    write_manifest,
 )
 from ..settings.flags import Settings, complete_settings
+from .checkpoints import ASIDE_NAME, STATE_NAME, checkpoints_of, faults
 
-_STATE_NAME = "trainer_state.json"  # the Trainer writes it last: a checkpoint without it is incomplete
 # Flags that must not change when a run is resumed. Otherwise held-out rows would be trained on, or the optimizer or
 # the teacher would not fit.
 _FIXED = ("data", "validation_size", "split_seed", "fold", "num_folds", "model_name_or_path", "muon_learning_rate")
-_FIXED += ("teacher_epochs", "num_teachers", "teacher_weight", "teacher_temperature")
+_FIXED += ("teacher_epochs", "num_teachers", "teacher_weight", "teacher_temperature", "optim")
+# Files of a finished run that are not in its manifest, since people and `vit-scratch evaluate` change them later.
+_CHANGING = {CARD_NAME, EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT, MANIFEST_NAME}
 
 
 class StoppedRun(NamedTuple):
@@ -42,35 +49,94 @@ class StoppedRun(NamedTuple):
 
 
 def find_stopped_run(training: TrainingArguments) -> StoppedRun | None:
-    """The run that `resume_from_checkpoint` names. `true` names the newest complete checkpoint in the output folder.
+    """The run that `resume_from_checkpoint` names. `true` names the newest whole checkpoint in the output folder.
+
+    Damaged checkpoints that are passed over, and a checkpoint without a manifest, are reported on stderr.
 
     Returns: None if no run is to be resumed.
 
-    Raises: ValueError if there is no complete checkpoint.
+    Raises: ValueError if there is no whole checkpoint.
     """
     wanted, output = training.resume_from_checkpoint, Path(training.output_dir)
     if wanted is None or wanted.lower() == "false":
         return None
-    newest = wanted.lower() == "true"
-    folders = output.glob(f"{PREFIX_CHECKPOINT_DIR}-*") if newest else [Path(wanted)]
-    complete = sorted((folder for folder in folders if (folder / _STATE_NAME).is_file()), key=step_of)
-    if complete:
-        return StoppedRun(complete[-1].parent, str(complete[-1]))
+    newest, damaged = wanted.lower() == "true", []
+    for checkpoint in checkpoints_of(output) if newest else [Path(wanted)]:
+        if found := faults(checkpoint):
+            damaged.append(f"{checkpoint} is damaged: {_listed(found)}.")
+            continue
+        if damaged:
+            _note(f"Warning: {' '.join(damaged)} The run is resumed from {checkpoint}.")
+        if not (checkpoint / MANIFEST_NAME).is_file():
+            _note(
+                f"{checkpoint} has no {MANIFEST_NAME}, as older versions wrote checkpoints: its files can be read, "
+                "but whether they are as they were written cannot be checked."
+            )
+        return StoppedRun(checkpoint.parent, str(checkpoint))
     names = {file.name for file in output.glob("*")}
     if newest and {TEACHER_NAME, SETTINGS_NAME} <= names and CONFIG_NAME not in names:  # a finished run has one
+        if damaged:
+            _note(f"Warning: {' '.join(damaged)} The run is resumed after the CNNs of its teacher.")
         return StoppedRun(output, None)
+    way_on = "Start again with --overwrite_output_dir."
+    if damaged and not newest:
+        way_on = "For the newest whole checkpoint in --output_dir, pass --resume_from_checkpoint true."
     raise ValueError(
-        f"there is no complete checkpoint to resume from in {output if newest else wanted}. "
-        "Start again with --overwrite_output_dir."
+        " ".join(
+            [f"there is no complete checkpoint to resume from in {output if newest else wanted}.", *damaged, way_on]
+        )
     )
+
+
+def _listed(found: list[str]) -> str:
+    """The first faults, and how many others there are."""
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _note(line: str) -> None:
+    if PartialState().is_main_process:
+        print(line, file=sys.stderr, flush=True)
 
 
 def step_of(checkpoint: str | Path) -> int:
     """The training step of a checkpoint. Raises: ValueError if its trainer_state.json is damaged."""
-    step = read_json(Path(checkpoint) / _STATE_NAME).get("global_step")
+    step = read_json(Path(checkpoint) / STATE_NAME).get("global_step")
     if type(step) is not int or step < 0:
-        raise ValueError(f"{checkpoint} is damaged: global_step in its {_STATE_NAME} is {step!r:.80}.")
+        raise ValueError(f"{checkpoint} is damaged: global_step in its {STATE_NAME} is {step!r:.80}.")
     return step
+
+
+def what_there_is(folder: Path, begun: bool) -> str:
+    """How to go on with a run that stops now: from its newest checkpoint, after the CNNs of its teacher, or anew.
+
+    Args:
+        folder: the output folder.
+        begun: whether this run has written anything.
+    """
+    if not begun:
+        return "Nothing was written."
+    checkpoint = next((path for path in checkpoints_of(folder) if (path / STATE_NAME).is_file()), None)
+    if checkpoint is not None:
+        return f"To go on from step {step_of(checkpoint)}, pass --resume_from_checkpoint true."
+    if (folder / TEACHER_NAME).is_file():
+        return "To go on after the last finished CNN of the teacher, pass --resume_from_checkpoint true."
+    return "There is nothing to resume from yet. To start again, pass --overwrite_output_dir."
+
+
+def is_finished(settings: Settings, stopped: StoppedRun | None) -> bool:
+    """Whether nothing is left to do in the folder of a run: it was trained to the end, and its files are sound."""
+    if stopped is None or stopped.checkpoint is None or damage(stopped.folder) != []:
+        return False
+    state, then = read_json(Path(stopped.checkpoint) / STATE_NAME), read_json(stopped.folder / SETTINGS_NAME)
+    names = ("num_train_epochs", "max_steps")
+    same_end = all(then["training"].get(name) == getattr(settings.training, name) for name in names)
+    return same_end and state["global_step"] >= state["max_steps"]
+
+
+def seal(folder: Path) -> None:
+    """Write the manifest of a finished run, which `vit-scratch verify` reads."""
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    write_manifest(folder, [path for path in files if path.name not in _CHANGING])
 
 
 def check_resumable(config: ViTScratchConfig, record: dict, stopped: StoppedRun) -> None:
@@ -94,6 +160,7 @@ def check_resumable(config: ViTScratchConfig, record: dict, stopped: StoppedRun)
         return
     _check_same_model(config, stopped.checkpoint)
     _check_same_batch(then, now, stopped.checkpoint)
+    _check_end(now, stopped.checkpoint)
     if now["teacher_epochs"] and not (stopped.folder / TEACHER_NAME).is_file():
         raise ValueError(f"cannot resume: {stopped.folder} lacks {TEACHER_NAME}, the teacher of the run.")
 
@@ -131,6 +198,21 @@ def _check_same_batch(then: dict, now: dict, checkpoint: str) -> None:
         )
 
 
+def _check_end(now: dict, checkpoint: str) -> None:
+    """Refuse to end before the checkpoint: its weights would pass for those of a shorter training."""
+    state = read_json(Path(checkpoint) / STATE_NAME)
+    step, epoch = state["global_step"], state["epoch"]
+    if now["max_steps"] > 0:
+        name, ended = "max_steps", step > now["max_steps"]
+    else:  # a fraction of an epoch ends within a step: only the step before tells
+        name, ended = "num_train_epochs", epoch * (step - 1) / step > now["num_train_epochs"] - 1e-6
+    if ended:
+        raise ValueError(
+            f"cannot resume: {checkpoint} is at step {step} and epoch {epoch:g}, past the end of this run with {name} "
+            f"{now[name]:g}. Choose an earlier checkpoint, or a longer run."
+        )
+
+
 def check_output_dir(settings: Settings) -> None:
     """Raises: ValueError if the output folder holds a run that must not be overwritten, or foreign files."""
     folder = Path(settings.training.output_dir)
@@ -149,9 +231,12 @@ def check_output_dir(settings: Settings) -> None:
         )
 
 
-def remove_old_evaluation(folder: Path) -> None:
-    """Remove an evaluation of earlier weights, since the run will write new ones."""
-    for name in (EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT):
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a run that was killed has left half written, and an evaluation of weights that will change."""
+    shutil.rmtree(folder / ASIDE_NAME, ignore_errors=True)
+    for file in folder.glob("*.partial"):
+        file.unlink(missing_ok=True)
+    for name in (EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT, MANIFEST_NAME):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -161,6 +246,6 @@ def remove_old_run(folder: Path) -> None:
         shutil.rmtree(checkpoint)
     files = [SETTINGS_NAME, RESULTS_NAME, EXAMPLE_NAME, EMISSIONS_NAME, TEACHER_NAME]
     files += [CONFIG_NAME, CARD_NAME, SUBMISSION_NAME, CURVES_PLOT, CONFUSION_PLOT]
-    files += [file.name for pattern in (*WEIGHTS_PATTERNS, "*.partial") for file in folder.glob(pattern)]
+    files += [file.name for pattern in WEIGHTS_PATTERNS for file in folder.glob(pattern)]
     for name in files:
         (folder / name).unlink(missing_ok=True)

@@ -6,6 +6,7 @@ student only.
 """
 
 import copy
+import hashlib
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,6 +27,7 @@ from ..settings.flags import Settings
 from .assembly import build_trainer
 from .callbacks import DivergedError
 from .cnn import StridedConvNet
+from .interrupts import StopWithLauncher
 
 # Chosen on fold 1 of the competition. All other settings are those of the run.
 _LEARNING_RATE, _LABEL_SMOOTHING = 3e-3, 0.0
@@ -72,11 +74,11 @@ def get_teacher(
     run, training = settings.run, settings.training
     start, state = time.perf_counter(), PartialState()
     file = Path(training.output_dir) / TEACHER_NAME
-    members = _read(resume_from / TEACHER_NAME, config) if resume_from else []
+    members, earlier = _read(resume_from / TEACHER_NAME, config) if resume_from else ([], 0.0)
     state.wait_for_everyone()  # all processes must have read the file before it is written
     if members and state.is_main_process:
         print(f"{len(members)} of {run.num_teachers} CNNs of the teacher are already trained.", flush=True)
-        _write(members, file)
+        _write(members, file, earlier)
     for number in range(len(members), run.num_teachers):
         transformers.set_seed(training.seed + _SEED_STEP * number)
         member = StridedConvNet(config.num_channels, config.num_labels)
@@ -84,11 +86,13 @@ def get_teacher(
             parameters = f"{_num_parameters(member):,} parameters"
             print(f"Training the teacher first: CNN {number + 1} of {run.num_teachers}, {parameters}.", flush=True)
         members.append(_train(member, number, processor, train, settings))
+        if earlier is not None:
+            earlier, start = earlier + time.perf_counter() - start, time.perf_counter()
         if state.is_main_process:
-            _write(members, file)
+            _write(members, file, earlier)
     measured: dict[str, float] = {"teacher_parameters": _num_parameters(members[0])}
-    if not resume_from:
-        measured["teacher_runtime"] = time.perf_counter() - start
+    if earlier is not None:
+        measured["teacher_runtime"] = earlier
     teacher = Teacher(members).to(training.device)
     return (torch.compile(teacher) if training.torch_compile else teacher), measured
 
@@ -97,23 +101,40 @@ def _num_parameters(member: nn.Module) -> int:
     return sum(parameter.numel() for parameter in member.parameters())
 
 
-def _write(members: list[StridedConvNet], file: Path) -> None:
+def _write(members: list[StridedConvNet], file: Path, seconds: float | None) -> None:
+    """Write the finished CNNs, with the time of their training, if it is known, and a checksum."""
+    teacher = Teacher(members)
+    metadata = {"sha256": _checksum(teacher.state_dict())} | ({} if seconds is None else {"seconds": repr(seconds)})
     with written_whole(file) as partial:
-        safetensors.torch.save_model(Teacher(members), str(partial))
+        safetensors.torch.save_model(teacher, str(partial), metadata)
 
 
-def _read(file: Path, config: ViTScratchConfig) -> list[StridedConvNet]:
-    """Load the finished CNNs of a run. Raises: ValueError if the file is damaged or does not fit the data."""
+def _checksum(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read(file: Path, config: ViTScratchConfig) -> tuple[list[StridedConvNet], float | None]:
+    """Load the finished CNNs of a run, and the time of their training in seconds, if it is known.
+
+    Raises: ValueError if the file is damaged or does not fit the data.
+    """
     try:
+        with safetensors.safe_open(file, "pt") as opened:
+            metadata = opened.metadata() or {}
         stored = safetensors.torch.load_file(file)
         numbers = {name.split(".")[1] for name in stored}
         members = [StridedConvNet(config.num_channels, config.num_labels) for _ in numbers]
         Teacher(members).load_state_dict(stored)
-    except (RuntimeError, IndexError, safetensors.SafetensorError) as error:
+        if metadata.get("sha256", checksum := _checksum(stored)) != checksum:  # older versions wrote none
+            raise ValueError("other bytes than were written")
+        return members, float(metadata["seconds"]) if "seconds" in metadata else None
+    except (RuntimeError, IndexError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(
             f"cannot resume: {file} is damaged, or holds other networks. Start again with --overwrite_output_dir."
         ) from error
-    return members
 
 
 def _train(
@@ -135,6 +156,7 @@ def _train(
         data_seed=data_seed + _SEED_STEP * number,  # a different order of the images for each CNN
     )
     trainer = build_trainer(member, processor, datasets.DatasetDict(train=train), own)
+    trainer.add_callback(StopWithLauncher())
     # Each process draws different augmentations.
     transformers.set_seed(seed + _SEED_STEP * number + PartialState().process_index)
     try:

@@ -3,10 +3,10 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import Trainer
 
 from ..data.batches import PixelValues, keep_batch
-from .callbacks import StopWhenDiverged, WeightAverage
+from .callbacks import RunTime, StopWhenDiverged, WeightAverage
+from .checkpoints import WholeCheckpoints
 from .muon import WithMuon
 
 
@@ -20,7 +20,7 @@ def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temper
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
 
 
-class ViTScratchTrainer(Trainer):
+class ViTScratchTrainer(WholeCheckpoints):
     """The Trainer with augmentation on the device, an average of the weights, and optionally Muon and distillation.
 
     Checkpoints hold both the weights and their average. Evaluation, prediction and the final `save_model` use the
@@ -54,6 +54,12 @@ class ViTScratchTrainer(Trainer):
         self.average = WeightAverage(self.model, ema_decay)
         self.add_callback(self.average)
         self.add_callback(StopWhenDiverged())
+        self.add_callback(RunTime())
+
+    @property
+    def run_time(self) -> RunTime:
+        """The time that the training has taken so far."""
+        return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, RunTime))
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """Weight decay applies to matrices only: not to biases, norms, class token and position embeddings."""
@@ -117,7 +123,8 @@ class ViTScratchTrainer(Trainer):
                 return super().save_model(output_dir, _internal_call)
         super().save_model(output_dir, _internal_call)
         if self.args.should_save:
-            self.average.save(output_dir or self.args.output_dir)
+            with self.noting_failure():
+                self.average.save(output_dir or self.args.output_dir)
 
     def _save(self, output_dir=None, state_dict=None):
         # The Trainer's own `_save` also pickles the arguments, with the token for the Hub in clear text.
