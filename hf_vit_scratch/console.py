@@ -16,6 +16,8 @@ _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 LAUNCHER = (
     os.getppid() if {"ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION", "TORCHELASTIC_RUN_ID"} & os.environ.keys() else None
 )
+if LAUNCHER is not None:  # torch, which is imported later, would print C++ stacks when a rank is lost
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 # Ctrl-C is SIGINT; SIGHUP is sent when the terminal is closed.
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name))
 

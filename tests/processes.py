@@ -93,8 +93,8 @@ def run_python(code: str, *arguments, **options) -> str:
     return output
 
 
-def run_ranks(code: str, number: int, *arguments, **options) -> None:
-    """Run `code` in this many processes of one launch, as torchrun starts them; all have to end well."""
+def start_ranks(code: str, number: int, *arguments, **options) -> list[Python]:
+    """Run `code` in this many processes of one launch, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -103,6 +103,11 @@ def run_ranks(code: str, number: int, *arguments, **options) -> None:
     for rank in range(number):
         own = {name: str(value) for name, value in {**launch, "RANK": rank, "LOCAL_RANK": rank}.items()}
         ranks.append(Python(code, *arguments, environment=os.environ | own, **options))
-    for rank in ranks:
+    return ranks
+
+
+def run_ranks(code: str, number: int, *arguments, **options) -> None:
+    """Run `code` as [`start_ranks`] does; all processes have to end well."""
+    for rank in start_ranks(code, number, *arguments, **options):
         output, errors = rank.communicate()
         assert rank.returncode == 0, f"{output}\n{errors}"

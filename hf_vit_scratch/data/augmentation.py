@@ -1,7 +1,8 @@
 """Augmentation: random changes of training images that keep their class.
 
 Whole batches of images are augmented on the training device. Only the random crop of photographs, which differ in
-size, is done image by image on the CPU, before a batch is formed.
+size, is done image by image on the CPU, before a batch is formed. The random numbers of an image come from its key
+(see [`image_keys`]), and not from the state of a generator.
 """
 
 import math
@@ -12,6 +13,11 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
+from .random_numbers import normal, uniform
+
+# The streams from which the random numbers of an image are drawn.
+_AFFINE, _ELASTIC, _FLIP, _CROP = range(4)
+CROP_TRIES = 10
 # Points along each side of the coarse grid on which the elastic displacement is drawn.
 ELASTIC_POINTS = 5
 
@@ -51,25 +57,28 @@ class DigitAugmentation(nn.Module):
         self.elastic_pixels = elastic_pixels
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Augment float images `(batch_size, num_channels, height, width)`, 0 is black; same shape and range."""
+    def forward(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Augment float images `(batch_size, num_channels, height, width)`, 0 is black; same shape and range.
+
+        `keys`: int64 `(batch_size,)`, of [`image_keys`], on the device of the images.
+        """
         batch, _, height, width = images.shape
         device = images.device
-        uniform = (torch.rand(6, batch, device=device) * 2 - 1) * self.strength
-        angle, shear = uniform[0] * self.rotation, uniform[1] * self.shear
-        scale_x, scale_y = 1 + uniform[2] * self.scale, 1 + uniform[3] * self.scale
+        amount = (uniform(keys, 6, _AFFINE).T * 2 - 1) * self.strength
+        angle, shear = amount[0] * self.rotation, amount[1] * self.shear
+        scale_x, scale_y = 1 + amount[2] * self.scale, 1 + amount[3] * self.scale
         # Maps each output point to the input point that is sampled there: rotation @ shear @ scale, plus a shift.
         # Coordinates of grid_sample run from -1 to 1 along each side. So a pixel is 2 / side, and the factors
         # height / width and width / height keep the rotation of an image that is not square free of distortion.
         cos, sin = angle.cos(), angle.sin()
-        shift_x, shift_y = uniform[4] * self.shift_pixels * 2 / width, uniform[5] * self.shift_pixels * 2 / height
+        shift_x, shift_y = amount[4] * self.shift_pixels * 2 / width, amount[5] * self.shift_pixels * 2 / height
         x_of = (cos * scale_x, (cos * shear - sin) * scale_y * height / width, shift_x)
         y_of = (sin * scale_x * width / height, (sin * shear + cos) * scale_y, shift_y)
         amounts = torch.stack(x_of + y_of, dim=1).view(batch, 2, 3)
         points = ELASTIC_POINTS if self.elastic_pixels else 0
         if points:
             pixels = torch.tensor([[2 / width], [2 / height]], device=device) * self.elastic_pixels * self.strength
-            amounts = torch.cat((amounts, torch.randn(batch, 2, points**2, device=device) * pixels), dim=2)
+            amounts = torch.cat((amounts, normal(keys, 2 * points**2, _ELASTIC).view(batch, 2, -1) * pixels), dim=2)
         grid = (amounts @ _fields(height, width, points, device)).view(batch, 2, height, width).permute(0, 2, 3, 1)
         return F.grid_sample(images, grid.to(images.dtype), mode="bilinear", padding_mode="zeros", align_corners=False)
 
@@ -91,24 +100,28 @@ class RandomFlip(nn.Module):
     """Flip each image of a batch horizontally with probability 0.5."""
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Flip images `(batch_size, num_channels, height, width)`; same shape."""
-        flipped = torch.rand(images.shape[0], 1, 1, 1, device=images.device) < 0.5
+    def forward(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Flip images `(batch_size, num_channels, height, width)` by their keys `(batch_size,)`; same shape."""
+        flipped = uniform(keys, 1, _FLIP).view(-1, 1, 1, 1) < 0.5
         return torch.where(flipped, images.flip(-1), images)
 
 
+def crop_numbers(keys: torch.Tensor) -> torch.Tensor:
+    """The random numbers for [`random_resized_crop`] of images with these keys, `(batch_size, CROP_TRIES, 4)`."""
+    return uniform(keys, CROP_TRIES * 4, _CROP).view(-1, CROP_TRIES, 4)
+
+
 def random_resized_crop(
-    image: Image.Image, size: tuple[int, int], min_area: float, generator: torch.Generator | None = None
+    image: Image.Image, size: tuple[int, int], min_area: float, numbers: torch.Tensor
 ) -> Image.Image:
     """Crop a random part of a photograph and resize it to `size` (height, width), in pixels.
 
     The crop has `min_area` to 1 of the area of the image and an aspect ratio from 3:4 to 4:3, as in "Going Deeper with
-    Convolutions" (arXiv 1409.4842). Random numbers are drawn with torch, from `generator` or its global generator, so
-    that a seed reproduces the crop.
+    Convolutions" (arXiv 1409.4842). `numbers` are random numbers of [`crop_numbers`], `(CROP_TRIES, 4)`: area,
+    aspect ratio and place of each try.
     """
     width, height = image.size
-    for _ in range(10):
-        area, ratio, x, y = torch.rand(4, generator=generator, dtype=torch.float64).tolist()
+    for area, ratio, x, y in numbers.tolist():
         area = (min_area + area * (1 - min_area)) * width * height
         aspect = math.exp(math.log(3 / 4) + ratio * 2 * math.log(4 / 3))
         crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))

@@ -1,6 +1,7 @@
 """Batches of tensors from a split of a data set."""
 
 from collections.abc import Callable
+from functools import partial
 
 import datasets
 import numpy as np
@@ -8,9 +9,11 @@ import torch
 from torch import nn
 
 from ..model.image_processing_vit_scratch import ViTScratchImageProcessor, convert_image
-from .augmentation import random_resized_crop
+from .augmentation import crop_numbers, random_resized_crop
 from .errors import DataError
 from .pixels import label_array, pixel_array
+from .random_numbers import image_keys
+from .sampling import Drawn
 
 
 class ImageBatches(torch.utils.data.Dataset):
@@ -41,26 +44,34 @@ class ImageBatches(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.images)
 
-    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
-        """`pixel_values` `(batch_size, num_channels, height, width)`, uint8, and, if known, `labels` `(batch_size,)`.
+    def __getitems__(self, wanted: list[int] | Drawn) -> dict:
+        """A batch of the images with these indices, or of a [`Drawn`] batch of the training.
+
+        Random crops are those of the keys. Without keys, an image always has the same crop.
+
+        Returns:
+            `pixel_values` `(batch_size, num_channels, height, width)`, uint8, and, if known, `labels` `(batch_size,)`.
+            A drawn batch also has its `keys` and its `weight`.
 
         Raises: DataError for an image that cannot be decoded.
         """
+        drawn = wanted if isinstance(wanted, Drawn) else Drawn(wanted, image_keys(0, 0, torch.tensor(wanted)), 1.0)
         if self.pixels is not None:
-            images = torch.from_numpy(self.pixels[indices]).permute(0, 3, 1, 2)
+            images = torch.from_numpy(self.pixels[drawn.indices]).permute(0, 3, 1, 2)
         else:
-            images = torch.stack([self._decode(index) for index in indices])
-        batch = {"pixel_values": images}
+            numbers = crop_numbers(drawn.keys)
+            images = torch.stack([self._decode(*one) for one in zip(drawn.indices, numbers, strict=True)])
+        batch: dict = {"pixel_values": images}
         if self.labels is not None:
-            batch["labels"] = torch.from_numpy(self.labels[indices])
-        return batch
+            batch["labels"] = torch.from_numpy(self.labels[drawn.indices])
+        return {**batch, "keys": drawn.keys, "weight": drawn.weight} if wanted is drawn else batch
 
-    def _decode(self, index: int) -> torch.Tensor:
+    def _decode(self, index: int, numbers: torch.Tensor) -> torch.Tensor:
         try:
             image = self.images[index]["image"]
             if self.min_crop_area is not None:
                 image = convert_image(image, self.processor.num_channels)
-                image = random_resized_crop(image, (self.height, self.width), self.min_crop_area)
+                image = random_resized_crop(image, (self.height, self.width), self.min_crop_area, numbers)
                 array = np.asarray(image).reshape(self.height, self.width, -1).transpose(2, 0, 1)
             else:
                 array = self.processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
@@ -77,21 +88,33 @@ def keep_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class PixelValues(nn.Module):
-    """Scale a batch of uint8 images to [0, 1], augment it, and normalize it as the processor does, on any device."""
+    """Scale a batch of uint8 images to [0, 1], and normalize it as the processor does, on any device.
+
+    Args:
+        processor: determines the normalization.
+        augmentation: called with images from 0 to 1 and their `keys`.
+    """
 
     def __init__(
         self,
         processor: ViTScratchImageProcessor,
-        augmentation: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        augmentation: Callable[..., torch.Tensor] | None = None,
     ):
         super().__init__()
         self.augmentation = augmentation
         self.register_buffer("mean", torch.tensor(processor.image_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(processor.image_std).view(-1, 1, 1), persistent=False)
 
-    def forward(self, images: torch.Tensor, augment: bool = False) -> torch.Tensor:
-        """uint8 images `(batch_size, num_channels, height, width)` as normalized floats of the same shape."""
+    def forward(
+        self, images: torch.Tensor, change: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """uint8 images `(batch_size, num_channels, height, width)` as normalized floats of the same shape.
+
+        `change` is applied to the images from 0 to 1, before they are normalized.
+        """
         pixel_values = images.float() / 255
-        if augment and self.augmentation is not None:
-            pixel_values = self.augmentation(pixel_values)
-        return (pixel_values - self.mean) / self.std
+        return ((change(pixel_values) if change else pixel_values) - self.mean) / self.std
+
+    def augmented(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Like `forward`, but augmented by the keys `(batch_size,)`."""
+        return self.forward(images, partial(self.augmentation, keys=keys) if self.augmentation is not None else None)

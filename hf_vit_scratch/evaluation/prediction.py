@@ -114,13 +114,13 @@ def predict_logits(
         show_progress: show a progress bar.
     """
     model, processor = classifier
-    images, to_pixel_values = ImageBatches(split, processor), PixelValues(processor, change).to(model.device)
+    images, to_pixel_values = ImageBatches(split, processor), PixelValues(processor).to(model.device)
     state = PartialState()
     with state.split_between_processes(list(range(len(images)))) as rows:
         shown, parts = show_progress and state.is_main_process, []
         for start in tqdm(range(0, len(rows), batch_size), desc="Predicting", disable=not shown):
             batch = images.__getitems__(rows[start : start + batch_size])["pixel_values"].to(model.device)
-            parts.append(model(to_pixel_values(batch, augment=True)).logits.float().cpu())
+            parts.append(model(to_pixel_values(batch, change)).logits.float().cpu())
     return torch.cat(gather_object(parts))
 
 

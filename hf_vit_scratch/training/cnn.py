@@ -14,8 +14,20 @@ from transformers.modeling_outputs import ImageClassifierOutput
 WIDTHS = (16, 32, 160)
 
 
+class _BatchNorm(nn.BatchNorm2d):
+    """Batch norm that takes a single value, which has no variance, by its running statistics. torch refuses it.
+
+    The last batch of an epoch may be one image, of which the last convolution leaves one position.
+    """
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        if self.training and features.numel() == self.num_features:
+            return F.batch_norm(features, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(features)
+
+
 def _convolution(before: int, width: int, size: int, stride: int = 1, padding: int = 0) -> list[nn.Module]:
-    return [nn.Conv2d(before, width, size, stride, padding, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return [nn.Conv2d(before, width, size, stride, padding, bias=False), _BatchNorm(width), nn.ReLU()]
 
 
 class ConvNet(PreTrainedModel):

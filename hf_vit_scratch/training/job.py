@@ -25,6 +25,7 @@ from .assembly import build_config, build_processor, build_trainer
 from .checkpoints import free_space, is_of_the_disk, write_failure
 from .interrupts import Interrupts, StopAfterSave
 from .push import PushEverySave
+from .ranks import watched_ranks
 from .results import (
     known_facts,
     measure,
@@ -213,7 +214,7 @@ def _prepare(settings: Settings, lock: Lock) -> Job:
         check_resumable(config, record, stopped)
     settings = settings.with_training(
         push_to_hub=False,  # the Trainer would push the weights without average, without code, and with its own card
-        # All processes need the same order of the images, but their other seeds differ.
+        # The CNNs of the teacher count on from it.
         data_seed=settings.training.seed if settings.training.data_seed is None else settings.training.data_seed,
         **({} if "validation" in splits else {"eval_strategy": IntervalStrategy.NO}),
     )
@@ -284,7 +285,7 @@ def _train(job: Job, trainer: ViTScratchTrainer) -> dict:
         before = job.stopped.folder if job.stopped else None
         teacher, measured = get_teacher(job.config, trainer.processing_class, job.splits["train"], settings, before)
         trainer.learn_from(teacher, run.teacher_weight, run.teacher_temperature)
-    # All processes have the same weights, but draw different augmentations.
+    # All processes have the same weights, but draw different dropout.
     transformers.set_seed(training.seed + PartialState().process_index)
     metrics = trainer.train(resume_from_checkpoint=job.checkpoint).metrics
     metrics.pop("total_flos", None)  # a formula for language models, which would take pixels for tokens
@@ -297,7 +298,9 @@ def main(argv: list[str] | None = None) -> None:
     shown = os.environ.get("RANK", "0") == "0"
     with exit_with_one_line("train.py", shown):
         try:
-            train(parse_arguments(sys.argv[1:] if argv is None else argv))
+            settings = parse_arguments(sys.argv[1:] if argv is None else argv)
+            with watched_ranks(settings.training.ddp_timeout):
+                train(settings)
         except KeyboardInterrupt as stop:
             reason = f"stopped by {stop}" if isinstance(stop, Stopped) else "stopped"
             leave(" ".join([f"train.py: {reason}.", *getattr(stop, "__notes__", [])]) if shown else "")

@@ -34,6 +34,7 @@ def settings_record(settings: Settings) -> dict:
     flags = json.loads(settings.training.to_json_string())
     for name in ("output_dir", "logging_dir", "resume_from_checkpoint"):
         flags |= {name: Path(flags[name]).name} if flags.get(name) else {}
+    flags["num_processes"] = PartialState().num_processes * max(1, settings.training.n_gpu)
     run = settings.run
     return {
         "run": {**vars(run), "recipe": _recipe_name(run), "model_name_or_path": _base_model(run)},

@@ -1,5 +1,6 @@
 """Existing runs in a folder: which one is resumed, whether it fits the settings, and what may be overwritten."""
 
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -187,14 +188,15 @@ def _check_same_model(config: ViTScratchConfig, checkpoint: str) -> None:
 
 def _check_same_batch(then: dict, now: dict, checkpoint: str) -> None:
     """Refuse another number of images per step, since the Trainer counts epochs and the learning rate in steps."""
-    names = ("per_device_train_batch_size", "gradient_accumulation_steps")
-    if not then.keys() >= set(names):
+    names = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_processes")
+    if not then.keys() >= set(names[:2]):
         return
-    (old, new), (old_times, new_times) = ((then[name], now[name]) for name in names)
-    if old * old_times != new * new_times:
+    before = {name: then.get(name, now[name]) for name in names}  # older versions did not record num_processes
+    if math.prod(before.values()) != math.prod(now[name] for name in names):
         raise ValueError(
-            f"cannot resume: {checkpoint} has {names[0]} {old} and {names[1]} {old_times}, but this run has {new} and "
-            f"{new_times}. Choose values with the same product: the finished steps would count as other epochs."
+            f"cannot resume: {checkpoint} has {', '.join(f'{name} {value}' for name, value in before.items())}, but "
+            f"this run has {', '.join(str(now[name]) for name in names)}. Choose values with the same product: the "
+            "finished steps would count as other epochs."
         )
 
 

@@ -153,11 +153,13 @@ def _train(
         label_smoothing_factor=_LABEL_SMOOTHING,
         eval_strategy=IntervalStrategy.NO,
         save_strategy=SaveStrategy.NO,
-        data_seed=data_seed + _SEED_STEP * number,  # a different order of the images for each CNN
+        # For each CNN a different order of the images, and augmentations that differ from those of the model too.
+        data_seed=data_seed + _SEED_STEP * number,
+        seed=seed + _SEED_STEP * (number + 1),
     )
     trainer = build_trainer(member, processor, datasets.DatasetDict(train=train), own)
     trainer.add_callback(StopWithLauncher())
-    # Each process draws different augmentations.
+    # Each process draws different dropout.
     transformers.set_seed(seed + _SEED_STEP * number + PartialState().process_index)
     try:
         trainer.train()

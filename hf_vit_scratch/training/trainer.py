@@ -1,13 +1,17 @@
 """The Trainer of this package, for any model that is called like the ViT."""
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from ..data.batches import PixelValues, keep_batch
+from ..data.sampling import Steps, TrainingBatches
 from .callbacks import RunTime, StopWhenDiverged, WeightAverage
 from .checkpoints import WholeCheckpoints
 from .muon import WithMuon
+from .ranks import mark
 
 
 def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -22,6 +26,9 @@ def distillation_loss(logits: torch.Tensor, teacher_logits: torch.Tensor, temper
 
 class ViTScratchTrainer(WholeCheckpoints):
     """The Trainer with augmentation on the device, an average of the weights, and optionally Muon and distillation.
+
+    Any number of processes and accumulated batches makes the same steps, by [`TrainingBatches`]: each image once in an
+    epoch, with the same augmentation. Only dropout and drop path are drawn by each process for itself.
 
     Checkpoints hold both the weights and their average. Evaluation, prediction and the final `save_model` use the
     average.
@@ -44,6 +51,8 @@ class ViTScratchTrainer(WholeCheckpoints):
         **kwargs,
     ):
         super().__init__(*args, data_collator=keep_batch, **kwargs)
+        # The loss is a mean over a batch, and a batch has a weight. The Trainer would count the labels instead.
+        self.model_accepts_loss_kwargs = False
         self.muon_learning_rate = muon_learning_rate
         self.teacher: nn.Module | None = None
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
@@ -84,15 +93,45 @@ class ViTScratchTrainer(WholeCheckpoints):
             temperature: above 0.
         """
         self.teacher, self.teacher_weight, self.teacher_temperature = teacher, weight, temperature
-        self.model_accepts_loss_kwargs = False  # both terms of the loss are means over one batch
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The batches of this process, by [`TrainingBatches`]. Accelerate would repeat images in the last batch."""
+        args, config, dataset = self.args, self.args.accelerator_config, self.train_dataset
+        if args.train_sampling_strategy not in ("random", "sequential") or config.split_batches:
+            raise ValueError("images are sampled at random or sequentially, and not by their length or split_batches.")
+        rank, num_ranks = self.accelerator.process_index, self.accelerator.num_processes
+        batches = TrainingBatches(
+            len(dataset),
+            Steps(self._train_batch_size, args.gradient_accumulation_steps, rank, num_ranks),
+            args.seed,
+            args.seed if args.data_seed is None else args.data_seed,
+            shuffle=args.train_sampling_strategy == "random",
+            drop_last=args.dataloader_drop_last,
+        )
+        loader = DataLoader(
+            dataset,
+            batch_sampler=batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            multiprocessing_context=args.dataloader_multiprocessing_context,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        # For one process, since the batches are those of this process already.
+        return prepare_data_loader(loader, args.device, 1, 0, put_on_device=True, non_blocking=config.non_blocking)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
+        inputs = dict(inputs)
+        weight = inputs.pop("weight", 1.0)
         loss, outputs = super().compute_loss(model, inputs, True, **kwargs)
         if self.teacher is not None and model.training:
             with torch.no_grad(), self.accelerator.autocast():
                 teacher_logits = self.teacher(inputs["pixel_values"]).logits
             distillation = distillation_loss(outputs["logits"], teacher_logits, self.teacher_temperature)
             loss = (1 - self.teacher_weight) * loss + self.teacher_weight * distillation
+        loss = loss * weight
+        mark(self.state.global_step + 1)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, *args, **kwargs):
@@ -103,7 +142,9 @@ class ViTScratchTrainer(WholeCheckpoints):
 
     def _with_pixel_values(self, inputs, augment: bool):
         inputs = self._prepare_inputs(inputs)
-        return {**inputs, "pixel_values": self.to_pixel_values(inputs["pixel_values"], augment)}
+        images, keys = inputs.pop("pixel_values"), inputs.pop("keys", None)
+        pixel_values = self.to_pixel_values.augmented(images, keys) if augment else self.to_pixel_values(images)
+        return {"pixel_values": pixel_values, **inputs}
 
     def get_eval_dataloader(self, eval_dataset=None):
         # dataloader_drop_last is for training; in the evaluation it would skip images.

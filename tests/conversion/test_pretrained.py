@@ -306,7 +306,6 @@ def test_a_run_without_learning_leaves_the_weights_as_they_were(kind, sources, p
 def test_a_resumed_run_ends_as_if_never_stopped_and_needs_the_base_no_more(sources, photos, tmp_path, capsys):
     shutil.copytree(sources["transformers"][0], tmp_path / "base")
     flags = ["--save_steps", "2", "--learning_rate", "1e-3", "--image_size", "48", "--eval_strategy", "no"]
-    flags += ["--augmentation", "none"]  # crops are drawn ahead of their step, and so not as they were
     whole, out = tmp_path / "whole", tmp_path / "out"
     run(tmp_path / "base", photos, whole, *flags)
     with pytest.raises(SystemExit):

@@ -7,6 +7,8 @@ from PIL import Image
 
 from hf_vit_scratch import data
 from hf_vit_scratch.data.batches import ImageBatches, PixelValues
+from hf_vit_scratch.data.random_numbers import image_keys
+from hf_vit_scratch.data.sampling import Drawn
 from hf_vit_scratch.model.configuration_vit_scratch import ViTScratchConfig
 from hf_vit_scratch.model.image_processing_vit_scratch import ViTScratchImageProcessor
 from hf_vit_scratch.settings.flags import parse_arguments
@@ -55,9 +57,11 @@ def test_photographs_are_cropped_at_random_in_training_and_in_the_middle_in_eval
     processor = build_processor(config, arguments.crop_fraction)
     rows = list(range(len(splits["train"])))
     training = ImageBatches(splits["train"], processor, min_crop_area=0.35)
-    once, again = training.__getitems__(rows)["pixel_values"], training.__getitems__(rows)["pixel_values"]
+    drawn = [Drawn(rows, image_keys(0, epoch, torch.tensor(rows)), 1.0) for epoch in (0, 1, 0)]
+    once, other, again = (training.__getitems__(one)["pixel_values"] for one in drawn)
     assert once.shape == (len(rows), 3, 32, 32)
-    assert not torch.equal(once, again)
+    assert torch.equal(once, again) and not torch.equal(once, other)
+    assert torch.equal(once[[3, 1]], training.__getitems__(Drawn([3, 1], drawn[0].keys[[3, 1]], 1.0))["pixel_values"])
     evaluation = ImageBatches(splits["validation"], processor).__getitems__([1])["pixel_values"][0].permute(1, 2, 0)
     image = splits["validation"][1]["image"]
     # The shorter side becomes 37 pixels, of which the middle 32 are taken.

@@ -106,7 +106,7 @@ def huge_header(folder: Path):
 DAMAGES = {
     "a list": (content(CONFIG, "[1, 2]"), "config.json must hold a JSON object, got list"),
     "a number": (content(CONFIG, "7"), "config.json must hold a JSON object, got int"),
-    "deep": (content(CONFIG, "[" * 100_000), "config.json is not JSON"),
+    "deep": (content(CONFIG, "[" * 100_000), "config.json is damaged: it is not JSON"),
     "10^9 labels": (edit(CONFIG, id2label=None, num_labels=10**9), "1000000000"),
     "10^6 layers": (edit(CONFIG, num_hidden_layers=10**6), "num_hidden_layers must be an integer from 1 to 1,000"),
     "2^64": (

@@ -62,7 +62,9 @@ def test_what_is_evaluated_during_training_are_the_averaged_weights(run_folder):
 
 def test_training_images_are_augmented_and_others_are_not(digits, tmp_path, monkeypatch):
     augmented, original = [], DigitAugmentation.forward
-    monkeypatch.setattr(DigitAugmentation, "forward", lambda self, x: augmented.append(len(x)) or original(self, x))
+    monkeypatch.setattr(
+        DigitAugmentation, "forward", lambda self, x, keys: augmented.append(len(x)) or original(self, x, keys)
+    )
     main(["--data", digits, *TINY, "--output_dir", str(tmp_path / "out"), "--rotation_degrees", "20"])
     assert sum(augmented) == 2 * 180  # two epochs, and neither the evaluations nor the prediction of the test split
     settings = json.loads((tmp_path / "out" / "training_args.json").read_text())

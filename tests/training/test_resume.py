@@ -45,7 +45,7 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_p
     muon = ["--muon_learning_rate", "1e-3"]
     assert "muon_learning_rate None, but this run has 0.001" in error_of(capsys, *arguments, *resume, *muon)
     batch = ["--per_device_train_batch_size", "16"]
-    words = "per_device_train_batch_size 32 and gradient_accumulation_steps 1, but this run has 16 and 1"
+    words = "per_device_train_batch_size 32, gradient_accumulation_steps 1, num_processes 1, but this run has 16, 1, 1"
     assert words in error_of(capsys, *arguments, *resume, *batch)
     settings = tmp_path / "out" / "training_args.json"
     as_it_was = settings.read_text()
@@ -95,7 +95,10 @@ def test_a_run_is_resumed_with_as_many_images_a_step_as_before_and_no_others(dig
         flags = ["--per_device_train_batch_size", size, "--gradient_accumulation_steps", times]
         if (size, times) in refused:
             line = error_of(capsys, *resume, *flags)
-            assert f"batch_size 32 and gradient_accumulation_steps 1, but this run has {size} and {times}" in line
+            words = (
+                f"batch_size 32, gradient_accumulation_steps 1, num_processes 1, but this run has {size}, {times}, 1"
+            )
+            assert words in line
             assert not (tmp_path / "resumed").exists()
         else:
             main([*resume, *flags])

@@ -44,6 +44,20 @@ def test_the_network_that_teaches_is_the_notebooks_and_takes_images_of_any_size(
     assert not torch.equal(model.train()(bordered).logits, model(bordered).logits)  # dropout
 
 
+def test_a_last_batch_of_one_image_trains_the_network_that_teaches():
+    """Its last convolution leaves one position, and torch refuses to normalize a single value."""
+    torch.manual_seed(0)
+    model = StridedConvNet(1, 10, dropout=0.0)
+    model.train()(torch.rand(64, 1, 28, 28))
+    image, before = torch.rand(1, 1, 28, 28), {name: tensor.clone() for name, tensor in model.named_buffers()}
+    model(image, torch.tensor([3])).loss.backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in model.parameters())
+    last = [name for name in before if "running" in name][-1]
+    assert torch.equal(before[last], dict(model.named_buffers())[last])  # one value says nothing of the variance
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        torch.nn.BatchNorm2d(2).train()(torch.rand(1, 2, 1, 1))
+
+
 def test_the_network_that_teaches_is_compiled_in_bf16_to_the_gradients_of_fp32():
     torch.manual_seed(0)
     model = StridedConvNet(1, 10, dropout=1e-6)  # hardly ever anything, but compiled in
