@@ -12,7 +12,7 @@ _RANGES = {
     "per_device_eval_batch_size": (1, 10**6),
     "gradient_accumulation_steps": (1, 10**6),
     "dataloader_num_workers": (0, 1024),
-    "learning_rate": (0, 10**3),
+    "learning_rate": (0, 1e30),
     "seed": (0, 2**31),
     "data_seed": (0, 2**31),
 }

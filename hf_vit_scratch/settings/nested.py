@@ -21,7 +21,7 @@ def check_nested(training: TrainingArguments) -> None:
     Raises: ValueError with the name of the flag.
     """
     for name, value in vars(training).items():
-        if isinstance(value, float) and not -1e30 < value < 1e30:
+        if isinstance(value, float) and not -1e30 <= value <= 1e30:
             raise ValueError(f"{name} must be a finite number, got {value}.")
         if name in MAPPINGS and name not in OR_FILES and not isinstance(value, dict | None):
             raise ValueError(f"{name} must be a mapping, got {value!r:.80}.")

@@ -194,7 +194,7 @@ def test_bad_input_is_refused_in_one_line(argv, words, run_folder, tmp_path, cap
     (tmp_path / "bert" / "config.json").write_text('{"model_type": "bert"}')
     cats = ViTScratchConfig.from_size("digits-tiny", num_hidden_layers=1, id2label={0: "cat", 1: "dog"})
     ViTScratchForImageClassification(cats).save_pretrained(tmp_path / "cats")
-    ViTScratchImageProcessor().save_pretrained(tmp_path / "cats")
+    ViTScratchImageProcessor(size={"height": 28, "width": 28}, num_channels=1).save_pretrained(tmp_path / "cats")
     digits = str(run_folder.parent / "digits.zip")
     capsys.readouterr()
     argv = [part.format(tmp=tmp_path, run=run_folder, digits=digits) for part in argv]
