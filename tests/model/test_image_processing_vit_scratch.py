@@ -202,6 +202,19 @@ def test_white_ink_on_transparent_is_seen(ink, num_channels):
     np.testing.assert_array_equal(process(palette)[0], np.where(PIXELS > 127, 1, -1))
 
 
+@pytest.mark.parametrize("specks", [1, 3])
+@pytest.mark.parametrize("num_channels", [1, 3])
+def test_white_ink_is_seen_in_spite_of_dark_specks(specks, num_channels):
+    alpha = np.kron(np.where(PIXELS > 127, 255, 0), np.ones((2, 2))).astype(np.uint8)
+    grey = np.full_like(alpha, 255)
+    rows, columns = np.nonzero(alpha)
+    grey[rows[:specks], columns[:specks]] = 0
+    picture = Image.fromarray(np.dstack([grey] * 3 + [alpha]))
+    expected = np.where((alpha > 0) & (grey > 0), 1, -1)
+    found = process(picture, num_channels, do_resize=False)
+    np.testing.assert_allclose(found, np.stack([expected] * num_channels), atol=1e-6)
+
+
 def test_other_transparent_pictures_stay_on_white():
     """Faint black ink, a picture that is transparent everywhere, and an opaque one without contrast."""
     for value, alpha in ((0, PIXELS // 32), (0, PIXELS * 0), (PIXELS // 32 + 247, PIXELS * 0 + 255), (7, PIXELS)):
