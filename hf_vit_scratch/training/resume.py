@@ -191,7 +191,9 @@ def _check_same_batch(then: dict, now: dict, checkpoint: str) -> None:
     names = ("per_device_train_batch_size", "gradient_accumulation_steps", "num_processes")
     if not then.keys() >= set(names[:2]):
         return
-    before = {name: then.get(name, now[name]) for name in names}  # older versions did not record num_processes
+    # Older versions did not record num_processes, but each process saves the state of its random numbers.
+    then = {"num_processes": len(list(Path(checkpoint).glob("rng_state*.pth"))) or 1} | then
+    before = {name: then[name] for name in names}
     if math.prod(before.values()) != math.prod(now[name] for name in names):
         raise ValueError(
             f"cannot resume: {checkpoint} has {', '.join(f'{name} {value}' for name, value in before.items())}, but "

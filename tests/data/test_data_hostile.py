@@ -59,6 +59,16 @@ def train_on(source: Path, cache: Path) -> None:
 # ---- CSV and zip
 
 
+def train_on_bytes(content: bytes, source: Path) -> None:
+    """Like `train_on`, of a file with this content, and with a cache of its own."""
+    source.write_bytes(content)
+    cache = source.parent / "cache"
+    try:
+        train_on(source, cache)
+    finally:
+        shutil.rmtree(cache, ignore_errors=True)
+
+
 @shares(fast=60)
 def test_any_csv_is_read_or_refused(cases, tmp_path):
     source, watch = tmp_path / "train.csv", Watch(tmp_path)
@@ -69,9 +79,7 @@ def test_any_csv_is_read_or_refused(cases, tmp_path):
     @examples(cases)
     @given(files(originals, words))
     def holds(content: bytes):
-        source.write_bytes(content)
-        watch.outcome(lambda: train_on(source, tmp_path / "cache"))
-        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        watch.outcome(lambda: train_on_bytes(content, source))
 
     holds()
     assert 0 < watch.refused < watch.cases
@@ -100,9 +108,7 @@ def test_any_zip_is_read_or_refused(cases, tmp_path):
     @examples(cases)
     @given(st.one_of(files(originals, words), damaged_directory(originals), built.map(pack)))
     def holds(content: bytes):
-        source.write_bytes(content)
-        watch.outcome(lambda: train_on(source, tmp_path / "cache"))
-        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        watch.outcome(lambda: train_on_bytes(content, source))
 
     holds()
     assert 0 < watch.refused < watch.cases

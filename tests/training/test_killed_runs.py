@@ -128,6 +128,18 @@ def test_every_damage_of_the_newest_checkpoint(digits, tmp_path, capsys):
 # ---- launchers
 
 
+def endless(digits: str, out: Path) -> list[str]:
+    """Flags of a run that does not end, logs each step, and saves no checkpoint by itself."""
+    steps = ["--max_steps", "100000", "--logging_steps", "1", "--save_strategy", "no"]
+    return ["--data", digits, *RUN, *steps, "--output_dir", str(out)]
+
+
+def launched(launcher: list[str], flags: list[str], **options) -> subprocess.Popen:
+    """`train.py`, started by `python -m LAUNCHER`."""
+    command = [sys.executable, "-m", *launcher, str(REPOSITORY / "train.py"), *flags]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(REPOSITORY)}, **options)
+
+
 def children_of(pid: int) -> list[int]:
     listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
     return [int(line) for line in listed.split()]
@@ -136,24 +148,9 @@ def children_of(pid: int) -> list[int]:
 @pytest.mark.parametrize("moment", ["importing", "training"])
 def test_accelerate_launch_that_gets_sigterm_leaves_no_orphan(moment, digits, tmp_path):
     out = tmp_path / "out"
-    flags = [
-        "--data",
-        digits,
-        *RUN,
-        "--max_steps",
-        "100000",
-        "--logging_steps",
-        "1",
-        "--save_strategy",
-        "no",
-        "--output_dir",
-        str(out),
-    ]
-    accelerate = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--cpu"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    accelerate = ["accelerate.commands.accelerate_cli", "launch", "--cpu"]
     with open(tmp_path / "errors", "w") as errors:
-        command = [*accelerate, str(REPOSITORY / "train.py"), *flags]
-        launcher = subprocess.Popen(command, stdout=errors, stderr=errors, env=environment)
+        launcher = launched(accelerate, endless(digits, out), stdout=errors, stderr=errors)
         wait_for(lambda: children_of(launcher.pid), launcher)
         (child,) = children_of(launcher.pid)
         time.sleep(0.5)  # it has begun to import
@@ -171,24 +168,10 @@ def test_accelerate_launch_that_gets_sigterm_leaves_no_orphan(moment, digits, tm
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_torchrun_that_is_stopped_saves_one_checkpoint_of_all_processes(number, digits, tmp_path):
     out = tmp_path / "out"
-    flags = [
-        "--data",
-        digits,
-        *RUN,
-        "--max_steps",
-        "100000",
-        "--logging_steps",
-        "1",
-        "--save_strategy",
-        "no",
-        "--output_dir",
-        str(out),
-    ]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    torchrun = ["torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     with open(tmp_path / "errors", "w") as errors:
-        command = [*torchrun, str(REPOSITORY / "train.py"), *flags, "--ddp_backend", "gloo"]
-        launcher = subprocess.Popen(command, stdout=errors, stderr=errors, env=environment, start_new_session=True)
+        options = {"stdout": errors, "stderr": errors, "start_new_session": True}
+        launcher = launched(torchrun, [*endless(digits, out), "--ddp_backend", "gloo"], **options)
         wait_for(lambda: "'loss'" in (tmp_path / "errors").read_text(), launcher)
         if number == signal.SIGINT:
             os.killpg(launcher.pid, number)  # as a terminal does: the launcher passes it on once more
@@ -206,20 +189,7 @@ def test_torchrun_that_is_stopped_saves_one_checkpoint_of_all_processes(number, 
 
 def test_ctrl_c_reaches_the_workers_of_a_loader_too_and_the_checkpoint_is_saved(digits, tmp_path):
     out = tmp_path / "out"
-    flags = [
-        "--data",
-        digits,
-        *RUN,
-        "--max_steps",
-        "100000",
-        "--logging_steps",
-        "1",
-        "--save_strategy",
-        "no",
-        "--output_dir",
-        str(out),
-    ]
-    process = started([*flags, "--dataloader_num_workers", "2"], start_new_session=True)
+    process = started([*endless(digits, out), "--dataloader_num_workers", "2"], start_new_session=True)
     while "'loss'" not in process.stdout.readline():
         assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)

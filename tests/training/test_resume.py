@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from helpers import TINY, same, weights
@@ -110,6 +111,16 @@ def test_a_run_is_resumed_with_as_many_images_a_step_as_before_and_no_others(dig
         [entry["learning_rate"] for entry in state["log_history"] if "loss" in entry] for state in (whole, resumed)
     ]
     assert rates[0] == rates[1]
+    # A checkpoint of two processes, as an older version wrote it.
+    folder, settings = Path(checkpoint), tmp_path / "whole" / "training_args.json"
+    written = json.loads(settings.read_text())
+    del written["training"]["num_processes"]
+    settings.write_text(json.dumps(written))
+    (folder / "manifest.json").unlink()
+    shutil.copy(folder / "rng_state.pth", folder / "rng_state_1.pth")
+    (folder / "rng_state.pth").rename(folder / "rng_state_0.pth")
+    line = error_of(capsys, *resume)
+    assert "gradient_accumulation_steps 1, num_processes 2, but this run has 32, 1, 1" in line
 
 
 def test_a_run_that_is_written_over_leaves_nothing_that_the_new_one_is_taken_for(digits, tmp_path, monkeypatch):
