@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
 
+_LONGEST_LINE = 3000  # characters: some errors of libraries repeat all of their input
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
 # The process of `accelerate launch` or torchrun that has started this one, or None. It is read here, before imports
 # that take seconds, in which it may end, and before TrainingArguments sets some of the variables of a launcher.
@@ -54,6 +55,7 @@ def exit_with_one_line(program: str, shown: bool = True) -> Iterator[None]:
             raise
         if shown or reason:
             line = _TOKEN.sub("hf_...", " ".join(text.split()))
+            line = line if len(line) <= _LONGEST_LINE else f"{line[:_LONGEST_LINE]} ..."
             print(f"{program}: error: {line}", file=sys.stderr)
         raise SystemExit(2) from error
 

@@ -12,6 +12,14 @@ def test_bad_input_is_one_line_without_a_token_and_exit_code_2(error, capsys):
     assert capsys.readouterr() == ("", "program: error: it is wrong: hf_... too\n")
 
 
+def test_a_line_that_repeats_all_of_its_input_is_cut(capsys):
+    with pytest.raises(SystemExit), exit_with_one_line("program"):
+        raise ValueError("no such thing: " + "B " * 100_000)
+    errors = capsys.readouterr().err
+    assert errors.startswith("program: error: no such thing: B B") and errors.endswith(" ...\n")
+    assert errors.count("\n") == 1 and len(errors) < 5000
+
+
 def test_one_of_several_processes_speaks_for_all(capsys):
     with pytest.raises(SystemExit) as stopped, exit_with_one_line("program", shown=False):
         raise ValueError("it is wrong")

@@ -64,7 +64,7 @@ def find_csv_files(source: str | os.PathLike[str]) -> CsvFiles | None:
     Raises: DataError if the source holds no pixels, and no other reader takes it either; if it is damaged; or if
         several files could be one split. The message says what to do.
     """
-    path = Path(source).expanduser().absolute()
+    path = Path(os.path.expanduser(source)).absolute()  # unlike Path.expanduser, it takes the home of nobody
     if path.is_dir():
         return _in_folder(path)
     if not path.is_file() or path.suffix.lower() in NO_PIXELS:
@@ -85,7 +85,7 @@ def find_csv_files(source: str | os.PathLike[str]) -> CsvFiles | None:
 def unread_beside(source: str | os.PathLike[str], files: CsvFiles) -> list[str]:
     """What else lies in a folder or a zip that was found to hold `files`: files and, with a slash, other folders."""
     path, used = Path(files.path), set(files.members.values())
-    if path.is_dir() and Path(source).expanduser().is_file():
+    if path.is_dir() and os.path.isfile(os.path.expanduser(source)):
         return []  # the source is one of the files in the folder
     if path.is_dir():
         places = {"", *(str(PurePosixPath(member).parent) for member in used)} - {"."}
@@ -138,16 +138,19 @@ def first_line(path: str, member: str) -> list[str]:
         problem = "its lines end in a carriage return alone. Save it with lines that end in a line feed"
     elif line.count(b",") > MAX_COLUMNS:
         problem = f"more than {MAX_COLUMNS:,} columns, which no image of 256x256 pixels has"
-    if problem:
-        raise DataError(f"{os.path.basename(path)}/{member}, line 1: {problem}.")
-    return split_line(line)
+    if not problem:
+        try:
+            return split_line(line)
+        except csv.Error as error:
+            problem = str(error)
+    raise DataError(f"{os.path.basename(path)}/{member}, line 1: {problem}.")
 
 
 def looks_like_pixels(path: str, member: str) -> bool:
     """Whether the first line names or holds pixels. A damaged train.csv counts: reading it says what is wrong."""
     try:
         values = first_line(path, member)
-    except (DataError, csv.Error):
+    except DataError:
         return _split(member) is not None
     pixels = sum(value[-1:].isdigit() for value in values)
     return 2 * pixels > len(values) and pixels >= 4 if values else _split(member) is not None
@@ -256,9 +259,9 @@ def _refuse_listing(folder: Path, member: str) -> None:
 
 
 def _first_rows(path: str, member: str) -> list[list[str]]:
-    """The header and some rows of a CSV that holds no pixels."""
+    """The header and some rows of a CSV that holds no pixels, up to the first line that is no CSV."""
     rows = []
-    with open_member(path, member) as stream:
+    with open_member(path, member) as stream, suppress(csv.Error):
         while len(rows) <= LISTED_ROWS and (line := stream.readline(LINE_BYTES)):
             if line.count(b",") > MAX_COLUMNS:
                 break
@@ -300,7 +303,7 @@ def _no_pixels(path: str, member: str, rows: list[list[str]], folder: Path | Non
     """The error for a CSV without pixels. `folder`: where the images that it may list would lie; None in a zip."""
     name = f"{os.path.basename(path)}/{member}"
     if not rows:
-        return DataError(f"{name} is empty. Expected a header and one row per image.")
+        return DataError(f"{name} is empty, or its first line is no CSV. Expected a header and one row per image.")
     header = rows[0]
     if len(header) == 1 and re.search(r"[;\t]", header[0]):
         return DataError(f"{name}, line 1: expected values separated by commas, found {header[0][:30]!r}.")

@@ -124,7 +124,7 @@ class ViTScratchConfig(PretrainedConfig):
     def from_size(cls, size: str, **kwargs) -> "ViTScratchConfig":
         """The config of a named size, a key of `SIZES`, with the fields in `kwargs` changed. Raises: ValueError."""
         if size not in SIZES:
-            raise ValueError(f"unknown size {size!r}: expected one of {', '.join(SIZES)}.")
+            raise ValueError(f"unknown size {size!r:.80}: expected one of {', '.join(SIZES)}.")
         return cls(**{**SIZES[size], **kwargs})
 
     @classmethod

@@ -28,7 +28,7 @@ def read_recipe(recipe: str) -> dict:
         file = Path(recipe)
         if not file.is_file():
             names = ", ".join(sorted(entry.name.removesuffix(".yaml") for entry in RECIPES.iterdir()))
-            raise ValueError(f"no recipe {recipe!r}: expected the path of a YAML file, or one of {names}.")
+            raise ValueError(f"no recipe {recipe!r:.300}: expected the path of a YAML file, or one of {names}.")
     with file.open("rb") as stream:
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:

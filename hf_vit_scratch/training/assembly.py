@@ -91,7 +91,7 @@ def build_augmentation(arguments: AugmentationArguments) -> nn.Module | None:
         if not 0 < arguments.min_crop_area <= 1:
             raise ValueError(f"min_crop_area must be above 0 and at most 1, got {arguments.min_crop_area}.")
         return RandomFlip()
-    raise ValueError(f"augmentation must be none, digits or photos, got {arguments.augmentation!r}.")
+    raise ValueError(f"augmentation must be none, digits or photos, got {arguments.augmentation!r:.80}.")
 
 
 def build_trainer(

@@ -491,6 +491,23 @@ def test_a_text_of_another_kind_is_refused_with_what_to_do(change, words, tmp_pa
         assert "own/own_train.csv, line 1" in message and words in message and "Save it" in message
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("train.csv", b"a,b\n\r\x00", "column 'a' is unknown"),
+        ("train.csv", b'"' + b"a" * 200_000 + b'",b\n1,2\n', "train.csv, line 1: field larger than field limit"),
+        ("other.csv", b'"' + b"a" * 200_000 + b'",b\n1,2\n', "its first line is no CSV"),
+    ],
+)
+def test_lines_that_are_no_csv_are_refused(name, content, words, tmp_path, cache):
+    (tmp_path / name).write_bytes(content)
+    assert words in failure(tmp_path / name, cache)
+
+
+def test_the_home_of_a_user_who_does_not_exist_is_no_source(cache):
+    assert "no such file or folder" in failure("~no-such-user/digits.zip", cache)
+
+
 def test_without_a_header_the_label_comes_first(tmp_path, cache):
     pixels = images(60, 6)
     pixels[:, 0] = 0
