@@ -56,6 +56,8 @@ def test_the_readme_has_the_two_commands_and_they_install_what_they_run():
 
 def run(command: str, folder: Path, environment: dict[str, str]) -> None:
     """Run a command as it is typed. Where only train.py or vit-scratch start, without the start of Python."""
+    if found := re.search(r'"\$\(vit-scratch config (\w+)\)"', command):  # as the shell would
+        command = command.replace(found[0], str(REPOSITORY / f"hf_vit_scratch/settings/accelerate/{found[1]}.yaml"))
     words = shlex.split(command)
     if words[:2] == ["vit-scratch", "explore"]:
         words += ["--trials", "1", "--num_train_epochs", "1", "--torch_compile", "false", "--use_cpu", "true"]

@@ -1,12 +1,14 @@
-"""The cost of a size, computed without training: parameters, FLOPs and activation memory."""
+"""The cost of a size, computed without training: parameters, FLOPs and memory."""
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..model.configuration_vit_scratch import ViTScratchConfig
@@ -112,23 +114,79 @@ def activation_bytes(config: ViTScratchConfig, batch_size: int) -> int:
     They are determined on the meta device, without computing anything, for eager attention, which keeps its weights
     `(batch_size, num_attention_heads, T, T)`. In bf16 they are about half.
     """
-    kept: dict[int, int] = {}
+    return _kept_bytes(config, batch_size, "eager", "meta")
+
+
+def training_memory(
+    config: ViTScratchConfig, batch_size: int, devices: int = 1, sharded: bool = False, checkpointing: bool = False
+) -> dict[str, int]:
+    """Bytes of a training step on each device, by what they hold, with AdamW, an average, bf16 autocast and sdpa.
+
+    They are without temporary tensors, fragmentation, and what CUDA and its libraries take (about 1 GB).
+
+    Args:
+        batch_size: images of each device.
+        devices: number of devices.
+        sharded: FSDP2, wrapped by block, instead of DDP.
+        checkpointing: with `gradient_checkpointing`.
+    """
+    price, depth = cost(config), config.num_hidden_layers
+    states, share = price.total_parameters, devices if sharded else 1
+    # What a block keeps is the same for all blocks but the last: (bytes for one image, for two).
+    last_one, last_two, both_one, both_two = (
+        _of_layers(config, layers, images) for layers in (1, 2) for images in (1, 2)
+    )
+    block_one, block_two = both_one - last_one, both_two - last_two
+    last_copies, block_copies = 2 * last_one - last_two, 2 * block_one - block_two  # in bf16, for any batch
+    block, last = block_two - block_one, last_two - last_one
+    hidden = 4 * config.num_tokens * config.hidden_size  # the fp32 input of a block
+    images = last + (hidden * (depth - 1) + block if checkpointing and depth > 1 else block * (depth - 1))
+    memory = {
+        "weights": 4 * states // share,
+        "gradients": 4 * states // share,
+        "AdamW": 8 * states // share,
+        "average": 4 * states // share,
+        "activations": batch_size * images,
+    }
+    if sharded:
+        # Two blocks in bf16, each with the buffer it is gathered in, and the gradient of one in bf16 and fp32.
+        matrices = price.parameters["attention"] + price.parameters["MLP"]
+        return memory | {"gathered blocks": (2 * (2 + 2) + 2 + 4) * matrices // depth}
+    copies = last_copies + block_copies * (1 if checkpointing and depth > 1 else depth - 1)
+    buckets = {"DDP's buckets": 4 * states} if devices > 1 else {}  # in which the gradients are added up
+    return memory | {"bf16 weights": copies} | buckets
+
+
+def _of_layers(config: ViTScratchConfig, num_layers: int, batch_size: int) -> int:
+    """What a model of this many layers keeps for the backward pass in bf16, on fake tensors of a CPU."""
     config = copy.deepcopy(config)
-    config._attn_implementation = "eager"
+    config.num_hidden_layers = num_layers
+    return _kept_bytes(config, batch_size, "sdpa", "cpu")
+
+
+def _kept_bytes(config: ViTScratchConfig, batch_size: int, attention: str, device: str) -> int:
+    """Bytes that autograd keeps for the backward pass, without the weights, counted on tensors without data.
+
+    On "meta" in fp32; on "cpu", which autocast knows, in bf16, and with the copies of the weights in bf16.
+    """
+    kept: dict[int, torch.UntypedStorage] = {}
+    config = copy.deepcopy(config)
+    config._attn_implementation = attention
     with torch.device("meta"):
         model = ViTScratchForImageClassification(config).train()
-        pixels = torch.empty(batch_size, config.num_channels, *config.image_height_width)
-        labels = torch.zeros(batch_size, dtype=torch.long)
-    weights = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
+    with FakeTensorMode(allow_non_fake_inputs=True) if device != "meta" else nullcontext():
+        model.to_empty(device=device)
+        pixels = torch.empty(batch_size, config.num_channels, *config.image_height_width, device=device)
+        labels = torch.zeros(batch_size, dtype=torch.long, device=device)
+        weights = {tensor.untyped_storage()._cdata for tensor in [*model.parameters(), *model.buffers()]}
 
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage.nbytes()
-        return tensor
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in weights:
+                kept[storage._cdata] = storage  # held, so that no storage is freed and its address reused
+            return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        loss = model(pixels, labels=labels).loss
-    total = sum(kept.values())
-    del loss  # it keeps the graph alive, so that no storage is freed and its address reused
-    return total
+        autocast = torch.autocast("cpu", torch.bfloat16, enabled=device != "meta")
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+            model(pixels, labels=labels)
+    return sum(storage.nbytes() for storage in kept.values())

@@ -155,6 +155,7 @@ class _EarlyArguments:
 
     use_cpu: bool = parse_flag_from_env("ACCELERATE_USE_CPU")
     fp16: bool = False
+    deepspeed: str | None = None
 
 
 def _scalar(annotation):
@@ -255,6 +256,11 @@ def parse_arguments(argv: list[str]) -> Settings:
     if known.model_name_or_path and known.size is None:
         values.pop("size", None)  # --model_name_or_path overrides the size of a recipe
     check_keys(recipe, values, parser.flags)
+    if known.deepspeed or values.get("deepspeed"):
+        raise ValueError(
+            "DeepSpeed is not supported: leave out --deepspeed. For a model that does not fit on one device, use "
+            "FSDP2, `accelerate launch --config_file $(vit-scratch config fsdp) train.py`."
+        )
     device = torch.device("cpu") if known.use_cpu else best_device()
     house = {
         **_HOUSE_DEFAULTS,

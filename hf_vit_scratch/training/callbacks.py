@@ -13,26 +13,44 @@ from transformers.trainer_callback import ExportableState
 
 from ..data.augmentation import DigitAugmentation
 from ..output_folder import AVERAGE_NAME
+from . import sharding
 
 
 class WeightAverage(TrainerCallback):
     """Exponential moving average of the weights: average <- decay * average + (1 - decay) * weights, after each step.
 
     The decay is at most (1 + step) / (10 + step), so that the average forgets the initial weights quickly. Buffers
-    with floats are averaged too.
+    with floats are averaged too. Under FSDP2 each process averages its shards.
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
-        self.averaged = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        self.model, self.decay = model, decay
+        self._begin()
+
+    @torch.no_grad()
+    def _begin(self):
+        trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         # The running statistics of batch norm must fit the weights.
-        self.averaged |= {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-        self.average = {name: tensor.detach().clone() for name, tensor in self.averaged.items()}
+        trained |= {name: buffer for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
+        self.average = {name: tensor.detach().clone() for name, tensor in trained.items()}
+
+    def _weights(self) -> list[torch.Tensor]:
+        """The weights, in the order of the average. They are looked up, because FSDP2 replaces them by shards."""
+        sharding.reshard(self.model)
+        now = {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
+        return [sharding.local(now[name]) for name in self.average]
+
+    def _averages(self) -> list[torch.Tensor]:
+        return [sharding.local(tensor) for tensor in self.average.values()]
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.global_step == 0:  # otherwise the run is resumed, and `load` has set the average
+            self._begin()
 
     @torch.no_grad()
     def on_step_end(self, args, state, control, **kwargs):
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
-        torch._foreach_lerp_(list(self.average.values()), list(self.averaged.values()), 1 - decay)
+        torch._foreach_lerp_(self._averages(), self._weights(), 1 - decay)
 
     @contextmanager
     def in_place(self):
@@ -45,17 +63,22 @@ class WeightAverage(TrainerCallback):
 
     @torch.no_grad()
     def _swap(self):
-        for name, tensor in self.averaged.items():
+        for tensor, average in zip(self._weights(), self._averages(), strict=True):
             weights = tensor.clone()
-            tensor.copy_(self.average[name])
-            self.average[name].copy_(weights)
+            tensor.copy_(average)
+            average.copy_(weights)
 
-    def save(self, folder: str):
-        safetensors.torch.save_file(self.average, os.path.join(folder, AVERAGE_NAME))
+    def save(self, folder: str, write: bool = True):
+        """Save the average. All processes of a launch with FSDP2 must call this; only one of them may `write`."""
+        whole = {name: sharding.whole(tensor) for name, tensor in self.average.items()}
+        if write:
+            safetensors.torch.save_file(whole, os.path.join(folder, AVERAGE_NAME))
 
+    @torch.no_grad()
     def load(self, folder: str):
+        self._begin()
         for name, tensor in safetensors.torch.load_file(os.path.join(folder, AVERAGE_NAME)).items():
-            self.average[name].copy_(tensor)
+            self.average[name].copy_(sharding.shard_like(tensor, self.average[name]))
 
 
 class MildEnd(TrainerCallback):

@@ -48,6 +48,7 @@ from .resume import (
     step_of,
     what_there_is,
 )
+from .sharding import check_launch, is_wanted
 from .teacher import get_teacher
 from .trainer import ViTScratchTrainer
 
@@ -154,6 +155,8 @@ def _train_in(settings: Settings, interrupts: Interrupts, lock: Lock) -> dict:
         "load_seconds": round(job.load_seconds, 3),
     }
     if job.repository and job.settings.training.hub_strategy == HubStrategy.EVERY_SAVE:
+        if trainer.is_fsdp_enabled:
+            raise ValueError("hub_strategy every_save is not supported with FSDP2: use end.")
         trainer.add_callback(PushEverySave(trainer, job.repository, facts))
     state.wait_for_everyone()  # no process writes before all have checked the folder
     if state.is_main_process:
@@ -236,14 +239,13 @@ def _repository(settings: Settings) -> Repository:
 def _on_this_machine(settings: Settings) -> Settings:
     """Set up the CPU, and return the settings, without torch.compile if it cannot work."""
     set_up_cpu()
-    if not settings.training.torch_compile or can_compile():
+    sharded = is_wanted(settings.training)
+    if not settings.training.torch_compile or (can_compile() and not sharded):
         return settings
     if PartialState().is_main_process:
-        print(
-            "torch.compile needs a C++ compiler (g++, clang++) and setuptools. One of them was not found, so training "
-            "runs without torch.compile and is slower.",
-            flush=True,
-        )
+        reason = "torch.compile needs a C++ compiler (g++, clang++) and setuptools. One of them was not found"
+        reason = "torch.compile is not supported with FSDP2" if sharded else reason
+        print(f"{reason}, so training runs without torch.compile and is slower.", flush=True)
     return settings.with_training(torch_compile=False, torch_compile_backend=None)
 
 
@@ -298,6 +300,7 @@ def main(argv: list[str] | None = None) -> None:
     shown = os.environ.get("RANK", "0") == "0"
     with exit_with_one_line("train.py", shown):
         try:
+            check_launch()
             settings = parse_arguments(sys.argv[1:] if argv is None else argv)
             with watched_ranks(settings.training.ddp_timeout):
                 train(settings)

@@ -2,6 +2,42 @@
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
+
+from .sharding import shard_like, whole
+
+
+class ShardedMuon(torch.optim.Muon):
+    """torch's Muon, also for matrices that FSDP2 has sharded: orthogonalizing an update needs the whole matrix.
+
+    The momentum stays sharded. Each process gathers one update after the other and orthogonalizes all of them.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Make one step. Returns the loss of `closure`, or None without it."""
+        if not any(isinstance(matrix, DTensor) for group in self.param_groups for matrix in group["params"]):
+            return super().step(closure)
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    self._step(matrix, group)
+        return loss
+
+    def _step(self, matrix: DTensor, group: dict) -> None:
+        momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix.grad))
+        momentum.lerp_(matrix.grad, 1 - group["momentum"])
+        gradient = matrix.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+        # From zero and without momentum, a step of torch's Muon is the orthogonalized gradient times the rate.
+        change = nn.Parameter(torch.zeros(matrix.shape, dtype=matrix.dtype, device=matrix.device))
+        change.grad = whole(gradient)
+        alone = {**{name: group[name] for name in self.defaults}, "momentum": 0.0, "weight_decay": 0.0}
+        torch.optim.Muon([change], **alone).step()
+        matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(shard_like(change.detach(), matrix))
 
 
 class WithMuon(torch.optim.Optimizer):
@@ -24,9 +60,20 @@ class WithMuon(torch.optim.Optimizer):
         taken = {id(matrix) for matrix in matrices}
         for group in others.param_groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in taken]
-        muon = torch.optim.Muon(matrices, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw")
+        muon = ShardedMuon(matrices, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw")
         self.parts = {"others": others, "muon": muon}
         super().__init__([*others.param_groups, *muon.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Let the parts work on the groups and the states of this optimizer, which are what is saved and loaded."""
+        count = len(self.parts["others"].param_groups)
+        self.parts["others"].param_groups, self.parts["muon"].param_groups = (
+            self.param_groups[:count],
+            self.param_groups[count:],
+        )
+        for part in self.parts.values():
+            part.state = self.state
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -39,12 +86,7 @@ class WithMuon(torch.optim.Optimizer):
             part.step()
         return loss
 
-    def state_dict(self) -> dict:
-        """The state dicts of both optimizers, by name."""
-        return {name: part.state_dict() for name, part in self.parts.items()}
-
     def load_state_dict(self, state_dict: dict) -> None:
         """Load a state dict of [`~WithMuon.state_dict`]."""
-        for name, part in self.parts.items():
-            part.load_state_dict(state_dict[name])
-        self.param_groups = [group for part in self.parts.values() for group in part.param_groups]
+        super().load_state_dict(state_dict)
+        self._share()

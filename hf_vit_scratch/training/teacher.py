@@ -16,6 +16,7 @@ import safetensors.torch
 import torch
 import transformers
 from accelerate import PartialState
+from accelerate.utils import broadcast
 from torch import nn
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -28,6 +29,7 @@ from .assembly import build_trainer
 from .callbacks import DivergedError
 from .cnn import StridedConvNet
 from .interrupts import StopWithLauncher
+from .sharding import replicated
 
 # Chosen on fold 1 of the competition. All other settings are those of the run.
 _LEARNING_RATE, _LABEL_SMOOTHING = 3e-3, 0.0
@@ -156,17 +158,22 @@ def _train(
         # For each CNN a different order of the images, and augmentations that differ from those of the model too.
         data_seed=data_seed + _SEED_STEP * number,
         seed=seed + _SEED_STEP * (number + 1),
+        fsdp_plugin_args=None,
     )
-    trainer = build_trainer(member, processor, datasets.DatasetDict(train=train), own)
-    trainer.add_callback(StopWithLauncher())
-    # Each process draws different dropout.
-    transformers.set_seed(seed + _SEED_STEP * number + PartialState().process_index)
     try:
-        trainer.train()
+        with replicated():  # a CNN is small
+            trainer = build_trainer(member, processor, datasets.DatasetDict(train=train), own)
+            trainer.add_callback(StopWithLauncher())
+            # Each process draws different dropout.
+            transformers.set_seed(seed + _SEED_STEP * number + PartialState().process_index)
+            trainer.train()
     except DivergedError as error:
         raise ValueError(
             f"CNN {number + 1} of the teacher has diverged. Start again with more warmup_steps, with bf16 and fp16 "
             "false, or with another seed."
         ) from error
     with trainer.average.in_place():
-        return copy.deepcopy(trainer.model)
+        member = copy.deepcopy(trainer.model)
+    # The statistics of batch norm differ between processes, and the file that a resumed run reads has those of one.
+    broadcast(dict(member.state_dict()))
+    return member

@@ -1,13 +1,18 @@
 """The Trainer of this package, for any model that is called like the ViT."""
 
+from pathlib import Path
+
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from ..data.batches import PixelValues, keep_batch
 from ..data.sampling import Steps, TrainingBatches
+from ..output_folder import WEIGHTS_NAME
+from . import sharding
 from .callbacks import RunTime, StopWhenDiverged, WeightAverage
 from .checkpoints import WholeCheckpoints
 from .muon import WithMuon
@@ -39,7 +44,9 @@ class ViTScratchTrainer(WholeCheckpoints):
         muon_learning_rate: learning rate of Muon for the blocks, on AdamW's scale. None or 0: the Trainer's optimizer
             for all weights.
 
-    Raises: ValueError with FSDP or DeepSpeed.
+    Under FSDP2 all files are those of a run on one device, so that any launch can resume a checkpoint.
+
+    Raises: ValueError with DeepSpeed, FSDP1, or FSDP2 where it cannot shard.
     """
 
     def __init__(
@@ -54,11 +61,8 @@ class ViTScratchTrainer(WholeCheckpoints):
         # The loss is a mean over a batch, and a batch has a weight. The Trainer would count the labels instead.
         self.model_accepts_loss_kwargs = False
         self.muon_learning_rate = muon_learning_rate
+        self.model_class = type(self.model)
         self.teacher: nn.Module | None = None
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                "FSDP and DeepSpeed are not supported, because the average needs all weights on each device."
-            )
         self.to_pixel_values = to_pixel_values.to(self.args.device)
         self.average = WeightAverage(self.model, ema_decay)
         self.add_callback(self.average)
@@ -69,6 +73,18 @@ class ViTScratchTrainer(WholeCheckpoints):
     def run_time(self) -> RunTime:
         """The time that the training has taken so far."""
         return next(callback for callback in self.callback_handler.callbacks if isinstance(callback, RunTime))
+
+    def create_accelerator_and_postprocess(self) -> None:
+        wanted = sharding.is_wanted(self.args)
+        if wanted:
+            sharding.allow_on_cpu()
+        super().create_accelerator_and_postprocess()
+        if self.is_deepspeed_enabled:
+            raise ValueError(f"DeepSpeed is not supported. {sharding.ADVICE}")
+        if wanted and not self.is_fsdp_enabled:
+            raise ValueError("FSDP2 needs `accelerate launch` or torchrun, which start a process for each device.")
+        if self.is_fsdp_enabled:
+            sharding.set_up(self.accelerator, self.model)
 
     def get_decay_parameter_names(self, model) -> list[str]:
         """Weight decay applies to matrices only: not to biases, norms, class token and position embeddings."""
@@ -163,19 +179,40 @@ class ViTScratchTrainer(WholeCheckpoints):
             with self.average.in_place():
                 return super().save_model(output_dir, _internal_call)
         super().save_model(output_dir, _internal_call)
-        if self.args.should_save:
+        if self.args.should_save or self.is_fsdp_enabled:
             with self.noting_failure():
-                self.average.save(output_dir or self.args.output_dir)
+                self.average.save(output_dir or self.args.output_dir, self.args.should_save)
 
     def _save(self, output_dir=None, state_dict=None):
         # The Trainer's own `_save` also pickles the arguments, with the token for the Hub in clear text.
         if self.args.should_save:
-            self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
+            model = self.model
+            if self.is_fsdp_enabled:  # whose class is one of torch, and whose code would be saved in place of ours
+                model = object.__new__(self.model_class)
+                vars(model).update(vars(self.average.model))
+            model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
             self.processing_class.save_pretrained(output_dir or self.args.output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.is_fsdp_enabled:
+            sharding.load_weights(self.average.model, Path(resume_from_checkpoint) / WEIGHTS_NAME)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
         self.average.load(resume_from_checkpoint)
+
+    def _save_optimizer_and_scheduler(self, output_dir):
+        if not self.is_fsdp_enabled:
+            return super()._save_optimizer_and_scheduler(output_dir)
+        states = sharding.whole_states(self.optimizer)
+        if self.args.should_save:
+            torch.save(states, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        if not self.is_fsdp_enabled or checkpoint is None:
+            return super()._load_optimizer_and_scheduler(checkpoint)
+        sharding.load_states(self.optimizer, Path(checkpoint) / OPTIMIZER_NAME)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
 
 def metrics_during_training(prediction) -> dict:
