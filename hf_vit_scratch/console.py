@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NoReturn
@@ -43,6 +44,8 @@ def exit_with_one_line(program: str, shown: bool = True) -> Iterator[None]:
         shown: whether to print the line. Of several processes in one launch, only one should. A process whose memory
             is not sufficient always prints it, since the others do not know.
     """
+    # Pillow warns of pictures that this package refuses in a line of its own.
+    warnings.filterwarnings("ignore", r"Image size \(\d+ pixels\) exceeds limit")
     try:
         yield
     except KeyboardInterrupt:

@@ -82,16 +82,8 @@ def test_numbers_with_which_a_run_would_not_end_are_refused(name, capsys):
 def test_any_recipe_is_read_or_refused(cases, tmp_path):
     recipe = tmp_path / "mine.yaml"
     watch = Watch(tmp_path)
-    words = tuple(f"{name}: ".encode() for name in NAMES[::7]) + (
-        b"&a ",
-        b"*a",
-        b"[",
-        b"{",
-        b"- ",
-        b"!!x ",
-        b"? ",
-        b"\t",
-    )
+    signs = (b"&a ", b"*a", b"[", b"{", b"- ", b"!!x ", b"? ", b"\t")
+    words = tuple(f"{name}: ".encode() for name in NAMES[::7]) + signs
     texts = files([yaml.safe_dump(WHOLE).encode(), b"size: B/16\nimage_size: 32\n"], words)
     mappings = changed(WHOLE, NAMES).map(lambda content: yaml.safe_dump(content, allow_unicode=True).encode())
     pairs = st.tuples(st.sampled_from(NAMES), VALUES).map(lambda pair: yaml.safe_dump(dict([pair])).encode())
@@ -105,7 +97,7 @@ def test_any_recipe_is_read_or_refused(cases, tmp_path):
             check_settings(parse_arguments(["--recipe", str(recipe), *FLAGS, "--output_dir", str(tmp_path / "out")]))
 
         if line := watch.outcome(read):
-            assert "recipe" in line or "must be" in line or ":" in line, line
+            assert "recipe" in line or any(name in line for name in NAMES), line
         watch.outcome(lambda: parse_size(["--recipe", str(recipe)]) and None)
         assert not (tmp_path / "out").exists()
 

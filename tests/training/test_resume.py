@@ -3,7 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from helpers import TINY, same, weights
+from helpers import TINY, photo_folder, same, weights
 from helpers import refused_by_train as error_of
 
 from hf_vit_scratch.training import main
@@ -30,6 +30,18 @@ def test_a_seed_repeats_a_run_and_a_resumed_run_ends_as_if_never_stopped(more, d
     (stopped / "model.safetensors").unlink()
     main([*arguments, "--output_dir", str(stopped), "--resume_from_checkpoint", "true"])
     assert same(weights(tmp_path / "whole"), weights(stopped))
+
+
+def test_a_resumed_run_with_workers_crops_as_the_uninterrupted_run_without(tmp_path):
+    photo_folder(tmp_path / "photos")  # 16 to train on
+    arguments = ["--data", str(tmp_path / "photos"), *TINY, "--recipe", "photos-small", "--image_size", "28"]
+    arguments += ["--num_train_epochs", "3", "--per_device_train_batch_size", "4", "--save_steps", "3"]
+    arguments += ["--eval_strategy", "no", "--save_total_limit", "9", "--drop_path_rate", "0.1"]
+    main([*arguments, "--output_dir", str(tmp_path / "whole")])
+    # In the middle of the second epoch, when the workers have read ahead.
+    more = ["--dataloader_num_workers", "2", "--resume_from_checkpoint", str(tmp_path / "whole" / "checkpoint-6")]
+    main([*arguments, "--output_dir", str(tmp_path / "resumed"), *more])
+    assert same(weights(tmp_path / "whole"), weights(tmp_path / "resumed"))
 
 
 def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_path, capsys):
@@ -76,18 +88,8 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_p
 
 def test_a_run_is_resumed_with_as_many_images_a_step_as_before_and_no_others(digits, tmp_path, capsys):
     """The Trainer takes the steps that were done for another number of epochs, and ends early or starts over."""
-    arguments = [
-        "--data",
-        digits,
-        *TINY,
-        "--num_train_epochs",
-        "4",
-        "--save_strategy",
-        "epoch",
-        "--eval_strategy",
-        "no",
-    ]
-    arguments += ["--save_total_limit", "9"]
+    arguments = ["--data", digits, *TINY, "--num_train_epochs", "4", "--save_strategy", "epoch"]
+    arguments += ["--eval_strategy", "no", "--save_total_limit", "9"]
     main([*arguments, "--output_dir", str(tmp_path / "whole")])
     checkpoint = str(tmp_path / "whole" / "checkpoint-12")
     resume = [*arguments, "--output_dir", str(tmp_path / "resumed"), "--resume_from_checkpoint", checkpoint]
