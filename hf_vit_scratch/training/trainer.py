@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import nn
@@ -172,7 +173,14 @@ class ViTScratchTrainer(WholeCheckpoints):
 
     def evaluation_loop(self, *args, **kwargs):
         with self.average.in_place():
-            return super().evaluation_loop(*args, **kwargs)
+            found = super().evaluation_loop(*args, **kwargs)
+        # On several devices the Trainer's losses also count the images that fill up the last batch. Its logits do not.
+        name = f"{kwargs.get('metric_key_prefix', 'eval')}_loss"
+        if name in (found.metrics or {}) and isinstance(found.predictions, np.ndarray):
+            logits, labels = torch.from_numpy(found.predictions), torch.from_numpy(found.label_ids)
+            smoothing = self.args.label_smoothing_factor
+            found.metrics[name] = F.cross_entropy(logits, labels, label_smoothing=smoothing).item()
+        return found
 
     def save_model(self, output_dir=None, _internal_call=False):
         if not _internal_call:

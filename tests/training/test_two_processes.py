@@ -83,18 +83,9 @@ def test_one_process_and_two_ranks_compute_the_same(tmp_path, monkeypatch, capsy
     photo_folder(tmp_path / "photos")  # 16 to train on
     tiny = [*TINY, "--bf16", "false", "--num_train_epochs", "4", "--logging_steps", "1", "--eval_strategy", "no"]
     digits = [*tiny, "--data", str(tmp_path / "digits.zip"), "--augmentation", "digits", "--teacher_epochs", "1"]
-    digits += [
-        "--save_strategy",
-        "steps",
-        "--save_steps",
-        "3",
-        "--save_total_limit",
-        "9",
-        "--ema_decay",
-        "0.5",
-        "--warmup_steps",
-        "0",
-    ]
+    digits += ["--save_strategy", "steps", "--save_steps", "3", "--save_total_limit", "9", "--ema_decay", "0.5"]
+    digits += ["--warmup_steps", "0", "--label_smoothing_factor", "0.1"]
+    digits += ["--eval_strategy", "epoch", "--per_device_eval_batch_size", "4"]  # two ranks have 8 and 3 of the 11
     photos = [*tiny, "--data", str(tmp_path / "photos"), "--recipe", "photos-small", "--image_size", "28"]
     photos += ["--drop_path_rate", "0", "--save_strategy", "no", "--ema_decay", "0", "--warmup_steps", "0"]
 
@@ -123,3 +114,6 @@ def test_one_process_and_two_ranks_compute_the_same(tmp_path, monkeypatch, capsy
         states = [json.loads((folder / "trainer_state.json").read_text()) for folder in (expected, found)]
         losses = [[entry["loss"] for entry in state["log_history"] if "loss" in entry] for state in states]
         assert len(losses[0]) == 8 and losses[0] == pytest.approx(losses[1], rel=1e-3)
+        held_out = [[row["eval_loss"] for row in state["log_history"] if "eval_loss" in row] for state in states]
+        assert len(held_out[0]) == (4 if alone == "digits" else 0)
+        assert held_out[0] == pytest.approx(held_out[1], rel=1e-4)
