@@ -54,4 +54,4 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.1f}" if size >= 1e8 else f"{size / 1e9:.3f}"
+    return f"{size / 1e9:.1f}" if size >= 1e9 else f"{size / 1e9:.3f}"
