@@ -3,10 +3,13 @@
 import csv
 import hashlib
 import io
+import tarfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -130,3 +133,40 @@ def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         for part in parts:
             one, other = actual[name].chunk(chunks)[part], tensor.chunk(chunks)[part]
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
+
+
+def numbered_image(number: int) -> bytes:
+    """A PNG whose pixels all have this value, from 0 to 255, so that it is known wherever it appears."""
+    stream = io.BytesIO()
+    Image.new("L", (8, 8), number).save(stream, "png")
+    return stream.getvalue()
+
+
+def tar_shard(path: Path, members: dict[str, bytes]) -> None:
+    """A tar with these files, by tarfile alone."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as archive:
+        for name, content in members.items():
+            header = tarfile.TarInfo(name)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+
+
+def numbered_shards(folder: Path, kind: str, sizes: dict[str, list[int]]) -> None:
+    """Shards of [`numbered_image`], as many as `sizes` says for each split, from 0; their class is odd or even.
+
+    `kind` is "tar" or "parquet". A split test is not labelled.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in sizes.items():
+        numbers = iter(range(256))
+        for shard, count in enumerate(rows):
+            few, name = [next(numbers) for _ in range(count)], folder / f"{split}-{shard:05d}.{kind}"
+            if kind == "tar":
+                images = {f"{number:03d}.png": numbered_image(number) for number in few}
+                labels = {f"{number:03d}.cls": b"%d" % (number % 2) for number in few if split != "test"}
+                tar_shard(name, dict(sorted({**images, **labels}.items())))
+            else:
+                image = [{"bytes": numbered_image(number), "path": None} for number in few]
+                label = {} if split == "test" else {"label": ["even" if number % 2 == 0 else "odd" for number in few]}
+                pq.write_table(pa.table({"image": image, **label}), name, row_group_size=7)

@@ -59,3 +59,10 @@ def test_the_picture_of_the_readme_is_drawn(tmp_path):
     run("picture.py", "--output_file", str(tmp_path / "picture.png"))
     with Image.open(tmp_path / "picture.png") as drawn, Image.open(BENCHMARKS / "what_it_does.png") as shown:
         assert drawn.size == shown.size
+
+
+def test_loading_of_a_stream_is_measured_beside_the_model(tmp_path):
+    tiny = ["--tiny", "--images", "64", "--runs", "1", "--size", "digits-tiny", "--batch_size", "8"]
+    printed = run("streaming.py", *tiny, "--workers", "0", "1")
+    for what in ("loading parquet", "loading tar", "a training step"):
+        assert f"| {what}" in printed

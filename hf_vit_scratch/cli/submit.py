@@ -22,12 +22,14 @@ def add_parser(parsers) -> None:
     parser.add_argument(
         "--label_column", default="label", help="Name of the column with the labels (default: %(default)s)."
     )
+    parser.add_argument("--streaming", action="store_true", help="The data are shards, as for train.py --streaming.")
     parser.add_argument("--output_file", default="submission.csv", help="File to write (default: %(default)s).")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Write the predictions of a model for the unlabelled test split of the data."""
     from ..data.digit_recognizer import saw_sample
+    from ..data.shards import load_stream
     from ..data.sources import load
     from ..evaluation.prediction import load_model, predict_logits, write_predictions
 
@@ -35,7 +37,10 @@ def run(arguments: argparse.Namespace) -> None:
     if not output.parent.is_dir():
         raise ValueError(f"--output_file {output}: there is no folder {output.parent}. Create it first.")
     columns = {"image_column": arguments.image_column, "label_column": arguments.label_column}
-    splits = load(arguments.data, validation_size=0, **columns)
+    if arguments.streaming:
+        splits = load_stream(arguments.data, **columns)
+    else:
+        splits = load(arguments.data, validation_size=0, **columns)
     if "test" not in splits or "label" in splits["test"].column_names:
         raise ValueError(f"{arguments.data} has no unlabelled test split to predict.")
     classifier = load_model(arguments.model)

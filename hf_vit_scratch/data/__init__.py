@@ -2,6 +2,17 @@
 
 from .errors import DataError
 from .pixels import image_shape, label_array, pixel_array, row_numbers
+from .shards import load_stream, write_shards
 from .sources import load, source_name
 
-__all__ = ["DataError", "image_shape", "label_array", "load", "pixel_array", "row_numbers", "source_name"]
+__all__ = [
+    "DataError",
+    "image_shape",
+    "label_array",
+    "load",
+    "load_stream",
+    "pixel_array",
+    "row_numbers",
+    "source_name",
+    "write_shards",
+]

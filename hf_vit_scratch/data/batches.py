@@ -5,6 +5,7 @@ from functools import partial
 
 import datasets
 import numpy as np
+import PIL.Image
 import torch
 from torch import nn
 
@@ -60,26 +61,41 @@ class ImageBatches(torch.utils.data.Dataset):
             images = torch.from_numpy(self.pixels[drawn.indices]).permute(0, 3, 1, 2)
         else:
             numbers = crop_numbers(drawn.keys)
-            images = torch.stack([self._decode(*one) for one in zip(drawn.indices, numbers, strict=True)])
+            images = torch.from_numpy(
+                np.stack([self._decode(*one) for one in zip(drawn.indices, numbers, strict=True)])
+            )
         batch: dict = {"pixel_values": images}
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[drawn.indices])
         return {**batch, "keys": drawn.keys, "weight": drawn.weight} if wanted is drawn else batch
 
-    def _decode(self, index: int, numbers: torch.Tensor) -> torch.Tensor:
+    def _decode(self, index: int, numbers: torch.Tensor) -> np.ndarray:
         try:
             image = self.images[index]["image"]
-            if self.min_crop_area is not None:
-                image = convert_image(image, self.processor.num_channels)
-                image = random_resized_crop(image, (self.height, self.width), self.min_crop_area, numbers)
-                array = np.asarray(image).reshape(self.height, self.width, -1).transpose(2, 0, 1)
-            else:
-                array = self.processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
+            return fit_image(image, self.processor, self.min_crop_area, numbers)
         except Exception as error:  # Pillow raises many types of exceptions for a damaged file
             stored = self.images.cast_column("image", datasets.Image(decode=False))[index]["image"]
             file = (stored or {}).get("path") or f"image {index} of the split"
             raise DataError(f"{file} cannot be decoded: {error}") from error
-        return torch.tensor(array, dtype=torch.uint8)
+
+
+def fit_image(
+    image: PIL.Image.Image,
+    processor: ViTScratchImageProcessor,
+    min_crop_area: float | None,
+    numbers: torch.Tensor,
+) -> np.ndarray:
+    """An image in the size of the model, uint8 `(num_channels, height, width)`.
+
+    `processor` determines the size; with `min_crop_area` it is cropped by the random `numbers` of [`crop_numbers`].
+    """
+    if min_crop_area is None:
+        array = processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
+        return np.asarray(array, np.uint8)
+    size = processor.crop_size if processor.do_center_crop else processor.size
+    image = convert_image(image, processor.num_channels)
+    image = random_resized_crop(image, (size["height"], size["width"]), min_crop_area, numbers)
+    return np.asarray(image).reshape(*image.size[::-1], -1).transpose(2, 0, 1)
 
 
 def keep_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -13,7 +13,9 @@ class DataError(ValueError):
     """The data cannot be used. The message is one line, in which a word of over 500 characters is cut."""
 
     def __init__(self, message: str):
-        super().__init__(re.sub(r"\S{500,}", lambda word: f"{word[0][:100]}...", " ".join(message.split())))
+        # A DataLoader makes the error of a worker anew, with all its traceback, which ends with the message.
+        text = " ".join(message.rpartition("DataError: ")[2].split())
+        super().__init__(re.sub(r"\S{500,}", lambda word: f"{word[0][:100]}...", text))
 
 
 @contextmanager

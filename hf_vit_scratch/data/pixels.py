@@ -155,11 +155,11 @@ def _cache_split(
     raw = split.cast_column("image", datasets.Image(decode=False))
     first = raw[0]["image"]
     _in_threads(_read_to_the_end, [first], [0], where)
-    image = _in_threads(_decode, [first], [0], where)[0]
+    image = _in_threads(decode_stored, [first], [0], where)[0]
     mode, (width, height) = image.mode, image.size
 
     def decode(batch: dict, rows: list[int]) -> dict:
-        images = _in_threads(_decode, batch["image"], rows, where)
+        images = _in_threads(decode_stored, batch["image"], rows, where)
         if any(image.mode != mode or image.size != (width, height) for image in images):
             raise _DifferentShape
         if any(i.has_transparency_data or _has_pages(i) for i in images):  # a PNG can declare a colour transparent
@@ -241,9 +241,15 @@ def _in_threads(function: Callable, values: list[dict], rows: list[int], where: 
         return list(pool.map(call, values, rows))
 
 
-def _decode(value: dict | None) -> PIL.Image.Image:
+def decode_stored(value: dict | None) -> PIL.Image.Image:
+    """Decode an image as `datasets` stores it, `{"bytes", "path"}`, and turn it by its EXIF orientation.
+
+    Raises: ValueError if it is empty or too large. Pillow raises many types of exceptions for a damaged file.
+    """
     if value is None:
         raise ValueError("the value is empty")
+    with _open_image(value) as image:
+        check_size(image)
     return datasets.Image().decode_example(value)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
+from torch.nn import functional as F
 
 from .random_numbers import image_keys
 
@@ -106,6 +107,15 @@ class TrainingBatches(torch.utils.data.Sampler):
     def __len__(self) -> int:
         full, rest = divmod(self.num_images, self.steps.num_images)
         return full * self.steps.accumulation + (0 if self.drop_last else self.steps.batches_of(rest))
+
+    def sizes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The number of images and the weight of each batch of this process, each `(num_batches,)`."""
+        full, rest = divmod(self.num_images, self.steps.num_images)
+        last = [] if self.drop_last or not rest else list(self.steps.share(torch.arange(rest)))
+        sizes = torch.tensor([len(part) if weight else 0 for part, weight in last], dtype=torch.int64)
+        weights = torch.tensor([weight for _, weight in last], dtype=torch.float64)
+        count = full * self.steps.accumulation
+        return F.pad(sizes, (count, 0), value=self.steps.batch_size), F.pad(weights, (count, 0), value=1.0)
 
     def __iter__(self) -> Iterator[Drawn]:
         epoch, order = self.epoch, torch.arange(self.num_images)

@@ -98,7 +98,7 @@ def source_name(source: str | os.PathLike[str]) -> str:
     source = os.fspath(source)
     if source == KAGGLE or is_competition(source):
         return COMPETITION
-    if source == SAMPLE or _is_hub_id(source):
+    if source == SAMPLE or is_hub_id(source):
         return source
     name = real_path(source).name
     # Images of a data set called by one of these names would be published in cards.
@@ -122,11 +122,11 @@ def _read(source: str, image_column: str, label_column: str, cache_dir: str) -> 
     else:
         splits = _select_columns(_load_with_datasets(source, cache_dir), source, image_column, label_column)
         splits = cache_images(_encode_labels(splits, source), source, cache_dir)
-    _check_classes(splits, source)
+    check_classes(splits["train"].features["label"].names, splits, source)
     return splits
 
 
-def _is_hub_id(source: str) -> bool:
+def is_hub_id(source: str) -> bool:
     exists = real_path(source).exists()
     return not exists and HUB_ID.fullmatch(source) is not None and not source.endswith(FILE_SUFFIXES)
 
@@ -134,7 +134,7 @@ def _is_hub_id(source: str) -> bool:
 def _load_with_datasets(source: str, cache_dir: str) -> datasets.DatasetDict:
     """All splits as `datasets` loads them, with all columns of the source."""
     path = real_path(source)
-    if _is_hub_id(source):
+    if is_hub_id(source):
         verbosity = huggingface_hub.logging.get_verbosity()
         huggingface_hub.logging.set_verbosity_error()  # offline, it would log each retry
         try:
@@ -158,6 +158,8 @@ def _load_with_datasets(source: str, cache_dir: str) -> datasets.DatasetDict:
             builder = datasets.load_dataset_builder(str(path), cache_dir=cache_dir)
             if builder.name != "imagefolder":  # which it is if images are more numerous than Parquet files
                 return datasets.load_dataset(str(path), cache_dir=cache_dir)
+        if any(path.glob("*.tar")) and not any(file.is_dir() for file in path.iterdir()):
+            raise DataError(f"{source} holds tar files. If they are shards of samples, pass --streaming.")
         return load_image_folder(path)
 
 
@@ -187,19 +189,30 @@ def _select_columns(
         raise DataError(f"{source} has no training split with images. Its splits: {', '.join(loaded) or 'none'}.")
     if unused := [f"{name} ({len(loaded[name]):,} rows)" for name in present if id(loaded[name]) not in used]:
         notice(f"{source}: splits that are not used: {', '.join(unused)}.")
-    for name, split in splits.items():
-        columns = {image_column: "image", label_column: "label"}
-        if name == "test" and label_column not in split.column_names:
-            del columns[label_column]
-        for column, usual in columns.items():
-            if column not in split.column_names:
-                hint = f"Name the right column with --{usual}_column"
-                names = ", ".join(split.column_names)
-                raise DataError(f"{source}, split {name}: no column {column!r}. Its columns: {names}. {hint}.")
-        split = split.select_columns(list(columns)).rename_columns({k: v for k, v in columns.items() if k != v})
-        with one_line(f"{source}: column {image_column!r} does not hold images"):
-            splits[name] = split.cast_column("image", datasets.Image())
-    return splits
+    return {
+        name: usual_columns(split, f"{source}, split {name}", image_column, label_column, name == "test")
+        for name, split in splits.items()
+    }
+
+
+def usual_columns(
+    split: datasets.Dataset, where: str, image_column: str, label_column: str, may_lack_labels: bool = False
+) -> datasets.Dataset:
+    """The two columns of a split, as `image` and `label`. `where` is the name of the split in error messages.
+
+    Raises: DataError if a column is missing or holds no images.
+    """
+    columns = {image_column: "image", label_column: "label"}
+    if may_lack_labels and label_column not in split.column_names:
+        del columns[label_column]
+    for column, usual in columns.items():
+        if column not in split.column_names:
+            hint = f"Name the right column with --{usual}_column"
+            names = ", ".join(split.column_names)
+            raise DataError(f"{where}: no column {column!r}. Its columns: {names}. {hint}.")
+    split = split.select_columns(list(columns)).rename_columns({k: v for k, v in columns.items() if k != v})
+    with one_line(f"{where}: column {image_column!r} does not hold images"):
+        return split.cast_column("image", datasets.Image())
 
 
 def _encode_labels(splits: dict[str, datasets.Dataset], source: str) -> dict[str, datasets.Dataset]:
@@ -212,7 +225,15 @@ def _encode_labels(splits: dict[str, datasets.Dataset], source: str) -> dict[str
         names = [name for name in names if name.strip()]
     else:
         raise DataError(f"{source}: labels must be classes, strings, integers or booleans, got {column.type}.")
-    label = datasets.ClassLabel(names=names)
+    return encode_labels(splits, names, source)
+
+
+def encode_labels(splits: dict[str, datasets.Dataset], names: list[str], source: str) -> dict[str, datasets.Dataset]:
+    """Convert the labels of all splits to a ClassLabel with the classes `names` of train.
+
+    The column of an unlabelled test split is dropped. Raises: DataError for a blank label or an unknown class.
+    """
+    splits, label = dict(splits), datasets.ClassLabel(names=names)
     for name, split in splits.items():
         if "label" not in split.column_names:
             continue
@@ -226,12 +247,12 @@ def _encode_labels(splits: dict[str, datasets.Dataset], source: str) -> dict[str
     return splits
 
 
-def _check_classes(splits: dict[str, datasets.Dataset], source: str) -> None:
+def check_classes(names: list[str], splits: dict[str, datasets.Dataset], source: str) -> None:
     """A line on stderr each for classes that are probably one ("cat" and "cat "), and that a split lacks.
 
     Raises: DataError if there is one class alone.
     """
-    names, alike = splits["train"].features["label"].names, {}
+    alike: dict[str, list[str]] = {}
     if len(names) < 2:
         one = f"all images of train have the label {names[0]!r}" if names else "no image of train has a label"
         raise DataError(f"{source}: {one}. A classifier needs two classes or more.")

@@ -215,7 +215,7 @@ def _check_kinds(run: Run) -> None:
     values += [(name, run.results.get(name), kind) for name, kind in _RESULT_KINDS.items()]
     values += [("recipe", run.settings["run"].get("recipe"), str)]
     for name, value, kind in values:
-        if not isinstance(value, kind | int if kind is float else kind) or value is True:
+        if not isinstance(value, kind | int if kind is float else kind) or isinstance(value, bool) != (kind is bool):
             raise ValueError(f"{name} must be of the type {getattr(kind, '__name__', kind)}, got {value!r:.80}.")
 
 

@@ -96,6 +96,10 @@ def parse_exploration(argv: list[str]) -> tuple[ExploreArguments, dict, Settings
         raise ValueError(
             "model_name_or_path: explore trains from scratch, since the size of a pre-trained model is fixed."
         )
+    if settings.data.streaming:
+        raise ValueError(
+            "streaming: explore trains on parts of the training rows, and a stream has none. Leave it out."
+        )
     flags = (word[2:].partition("=")[0].replace("-", "_") for word in rest if word.startswith("--"))
     parts = (getattr(settings, field.name) for field in dataclasses.fields(settings))
     values = {name: value for part in parts for name, value in vars(part).items()}

@@ -26,6 +26,8 @@ def check_settings(settings: Settings) -> None:
     """
     _check_trainer(settings.training)
     _check_run(settings.run)
+    if settings.data.shuffle_buffer < 1:
+        raise ValueError(f"shuffle_buffer must be at least 1, got {settings.data.shuffle_buffer}.")
 
 
 def _check_trainer(training: TrainingArguments) -> None:

@@ -14,6 +14,7 @@ from accelerate.utils import parse_flag_from_env
 from transformers import HfArgumentParser, TrainingArguments
 
 from ..data.digit_recognizer import SAMPLE
+from ..data.shards import load_stream
 from ..data.sources import load
 from ..device import best_device, computes_bf16
 from ..model.configuration_vit_scratch import SIZES, ViTScratchConfig
@@ -70,6 +71,14 @@ class DataArguments:
         "fraction.",
     )
     num_folds: int = flag(5, "With --fold: number of folds.")
+    streaming: bool = flag(
+        False,
+        "Train from shards that are larger than memory and disk cache: a folder with train-*.parquet or train-*.tar "
+        "(and validation-*, test-*), or a data set on the Hub in Parquet files.",
+    )
+    shuffle_buffer: int = flag(
+        1000, "With --streaming: number of images, not decoded, among which each worker shuffles."
+    )
     crop_fraction: float | None = flag(
         None,
         "Side of the centre crop for evaluation, as a fraction of the shorter side of the image (0.875 for "
@@ -77,9 +86,24 @@ class DataArguments:
     )
 
     def load_splits(self) -> datasets.DatasetDict:
-        """Load and split the data with [`load`]."""
+        """Load and split the data with [`load`], or with [`load_stream`], whose split train is a [`Stream`]."""
+        if self.streaming:
+            return self._load_stream()
         names = ("image_column", "label_column", "validation_size", "fold", "num_folds")
         return load(self.data, seed=self.split_seed, **{name: getattr(self, name) for name in names})
+
+    def _load_stream(self) -> datasets.DatasetDict:
+        if self.fold is not None:
+            raise ValueError(
+                f"fold {self.fold} cannot be held out of a stream. Write the held-out rows to validation-*."
+            )
+        splits = load_stream(self.data, self.image_column, self.label_column)
+        if "validation" not in splits and self.validation_size:
+            raise ValueError(
+                f"{self.data} has no validation split, and rows cannot be held out of a stream. Write validation-* "
+                "beside train-*, or train without validation with --validation_size 0."
+            )
+        return splits
 
 
 @dataclasses.dataclass

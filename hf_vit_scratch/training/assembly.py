@@ -7,11 +7,13 @@ from ..conversion.pretrained import Pretrained
 from ..data.augmentation import DigitAugmentation, RandomFlip
 from ..data.batches import ImageBatches, PixelValues
 from ..data.pixels import image_shape
+from ..data.shards import Stream
 from ..data.sources import source_name
+from ..data.streaming import StreamedImages
 from ..model.configuration_vit_scratch import ViTScratchConfig
 from ..model.image_processing_vit_scratch import ViTScratchImageProcessor
 from ..settings.flags import AugmentationArguments, Settings, given_fields
-from .callbacks import MildEnd
+from .callbacks import MildEnd, ResumedStream
 from .trainer import ViTScratchTrainer, metrics_during_training
 
 
@@ -28,8 +30,14 @@ def build_config(
     names = splits["train"].features["label"].names
     if pretrained is not None:
         return pretrained.config_for(fields, names, training_data)
-    shape = image_shape(splits["train"])
+    streamed = isinstance(splits["train"], Stream)
+    shape = None if streamed else image_shape(splits["train"])
     if "image_size" not in fields:
+        if streamed:
+            raise ValueError(
+                "the images of a stream are not measured: pass --image_size, or --recipe photos-small for "
+                "photographs, and --num_channels 1 for grey images."
+            )
         if shape is None:
             raise ValueError("the images differ in size: pass --image_size, or --recipe photos-small for photographs.")
         fields["image_size"] = shape[0] if shape[0] == shape[1] else list(shape[:2])
@@ -101,10 +109,15 @@ def build_trainer(
     augmentation, run = settings.augmentation, settings.run
     on_device = build_augmentation(augmentation)
     min_crop_area = augmentation.min_crop_area if augmentation.augmentation == "photos" else None
+    streamed = isinstance(splits["train"], Stream)
+    if streamed:
+        train = StreamedImages(splits["train"], processor, min_crop_area, settings.data.shuffle_buffer)
+    else:
+        train = ImageBatches(splits["train"], processor, min_crop_area)
     trainer = ViTScratchTrainer(
         model,
         settings.training,
-        train_dataset=ImageBatches(splits["train"], processor, min_crop_area),
+        train_dataset=train,
         eval_dataset=ImageBatches(splits["validation"], processor) if "validation" in splits else None,
         processing_class=processor,
         compute_metrics=metrics_during_training,
@@ -114,4 +127,6 @@ def build_trainer(
     )
     if isinstance(on_device, DigitAugmentation) and augmentation.mild_fraction:
         trainer.add_callback(MildEnd(on_device, augmentation.mild_fraction, augmentation.mild_strength))
+    if streamed:
+        trainer.add_callback(ResumedStream())
     return trainer

@@ -15,6 +15,8 @@ from ..data.augmentation import DigitAugmentation
 from ..output_folder import AVERAGE_NAME
 from . import sharding
 
+STREAM_STATE = "stream"  # in the trainer_state.json of a checkpoint, among the states of callbacks
+
 
 class WeightAverage(TrainerCallback):
     """Exponential moving average of the weights: average <- decay * average + (1 - decay) * weights, after each step.
@@ -124,6 +126,21 @@ class RunTime(TrainerCallback, ExportableState):
             self.earlier = state.stateful_callbacks.get(name, {}).get("attributes", {}).get("earlier")
         state.stateful_callbacks[name] = self.state()  # the Trainer updates only what the checkpoint had
         self.start = time.perf_counter()
+
+
+class ResumedStream(TrainerCallback):
+    """Keep in each checkpoint how a stream is divided, and tell it which batches a resumed run has had already.
+
+    The stream then reads on without decoding them.
+    """
+
+    def on_train_begin(self, args, state, control, *, train_dataloader, **kwargs):
+        state.stateful_callbacks[STREAM_STATE] = train_dataloader.dataset.division(args.dataloader_num_workers)
+
+    def on_epoch_begin(self, args, state, control, *, train_dataloader, **kwargs):
+        epoch, steps = divmod(state.global_step, math.ceil(len(train_dataloader) / args.gradient_accumulation_steps))
+        skipped = 0 if args.ignore_data_skip else steps * args.gradient_accumulation_steps
+        train_dataloader.dataset.start_at(epoch, skipped)
 
 
 class DivergedError(ValueError):

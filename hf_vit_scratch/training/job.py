@@ -40,6 +40,7 @@ from .resume import (
     StoppedRun,
     check_output_dir,
     check_resumable,
+    check_same_stream,
     find_stopped_run,
     is_finished,
     remove_leftovers,
@@ -150,6 +151,9 @@ def _train_in(settings: Settings, interrupts: Interrupts, lock: Lock) -> dict:
         return _leave_finished(job)
     trainer = _build_trainer(job)
     trainer.add_callback(StopAfterSave(interrupts))
+    if job.checkpoint and settings.data.streaming:
+        batches = trainer.get_train_dataloader().dataset
+        check_same_stream(batches.division(settings.training.dataloader_num_workers), job.checkpoint)
     facts = known_facts(job.settings, trainer, len(job.splits["train"])) | {
         "resumed_from_step": step_of(job.checkpoint) if job.checkpoint else 0,
         "load_seconds": round(job.load_seconds, 3),

@@ -32,12 +32,13 @@ from ..output_folder import (
     write_manifest,
 )
 from ..settings.flags import Settings, complete_settings
+from .callbacks import STREAM_STATE
 from .checkpoints import ASIDE_NAME, STATE_NAME, checkpoints_of, faults
 
 # Flags that must not change when a run is resumed. Otherwise held-out rows would be trained on, or the optimizer or
 # the teacher would not fit.
 _FIXED = ("data", "validation_size", "split_seed", "fold", "num_folds", "model_name_or_path", "muon_learning_rate")
-_FIXED += ("teacher_epochs", "num_teachers", "teacher_weight", "teacher_temperature", "optim")
+_FIXED += ("streaming", "teacher_epochs", "num_teachers", "teacher_weight", "teacher_temperature", "optim")
 # Files of a finished run that are not in its manifest, since people and `vit-scratch evaluate` change them later.
 _CHANGING = {CARD_NAME, EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT, MANIFEST_NAME}
 
@@ -215,6 +216,21 @@ def _check_end(now: dict, checkpoint: str) -> None:
             f"cannot resume: {checkpoint} is at step {step} and epoch {epoch:g}, past the end of this run with {name} "
             f"{now[name]:g}. Choose an earlier checkpoint, or a longer run."
         )
+
+
+def check_same_stream(division: dict[str, int], checkpoint: str) -> None:
+    """Refuse to go on with a stream that is divided in another way, since images would be skipped and repeated.
+
+    At the end of an epoch nothing is left to divide. Raises: ValueError if a number of `division` differs.
+    """
+    state = read_json(Path(checkpoint) / STATE_NAME)
+    then = state["stateful_callbacks"].get(STREAM_STATE, division)
+    for name, value in division.items():
+        if then[name] != value and state["epoch"] % 1:
+            raise ValueError(
+                f"cannot resume in the middle of an epoch: {checkpoint} has {name} {then[name]}, but this run has "
+                f"{value}, and a stream would skip images and repeat others. Resume with the same number."
+            )
 
 
 def check_output_dir(settings: Settings) -> None:

@@ -12,6 +12,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from ..data.batches import PixelValues, keep_batch
 from ..data.sampling import Steps, TrainingBatches
+from ..data.streaming import StreamedBatches, StreamedImages
 from ..output_folder import WEIGHTS_NAME
 from . import sharding
 from .callbacks import RunTime, StopWhenDiverged, WeightAverage
@@ -112,7 +113,10 @@ class ViTScratchTrainer(WholeCheckpoints):
         self.teacher, self.teacher_weight, self.teacher_temperature = teacher, weight, temperature
 
     def get_train_dataloader(self) -> DataLoader:
-        """The batches of this process, by [`TrainingBatches`]. Accelerate would repeat images in the last batch."""
+        """The batches of this process, by [`TrainingBatches`]. Accelerate would repeat images in the last batch.
+
+        A stream makes its batches itself, where Accelerate would read and decode those of all processes.
+        """
         args, config, dataset = self.args, self.args.accelerator_config, self.train_dataset
         if args.train_sampling_strategy not in ("random", "sequential") or config.split_batches:
             raise ValueError("images are sampled at random or sequentially, and not by their length or split_batches.")
@@ -125,9 +129,15 @@ class ViTScratchTrainer(WholeCheckpoints):
             shuffle=args.train_sampling_strategy == "random",
             drop_last=args.dataloader_drop_last,
         )
+        if isinstance(dataset, StreamedImages):
+            if not batches.shuffle:
+                raise ValueError("a stream is read at random only: leave out train_sampling_strategy.")
+            dataset, order = StreamedBatches(dataset, batches), {"batch_size": None}
+        else:
+            order = {"batch_sampler": batches}
         loader = DataLoader(
             dataset,
-            batch_sampler=batches,
+            **order,
             collate_fn=self.data_collator,
             num_workers=args.dataloader_num_workers,
             pin_memory=args.dataloader_pin_memory,
@@ -136,7 +146,12 @@ class ViTScratchTrainer(WholeCheckpoints):
             prefetch_factor=args.dataloader_prefetch_factor,
         )
         # For one process, since the batches are those of this process already.
-        return prepare_data_loader(loader, args.device, 1, 0, put_on_device=True, non_blocking=config.non_blocking)
+        own = {"put_on_device": True, "non_blocking": config.non_blocking, "dispatch_batches": False}
+        return prepare_data_loader(loader, args.device, 1, 0, **own)
+
+    def num_examples(self, dataloader: DataLoader) -> int:
+        dataset = dataloader.dataset  # the length of a stream is the number of its batches
+        return len(dataset.images) if isinstance(dataset, StreamedBatches) else super().num_examples(dataloader)
 
     def compute_loss(self, model, inputs, return_outputs=False, **kwargs):
         inputs = dict(inputs)
