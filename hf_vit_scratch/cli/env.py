@@ -10,7 +10,8 @@ from .flags import add_command
 
 PACKAGES = (
     *("torch", "transformers", "datasets", "safetensors", "huggingface_hub", "accelerate", "evaluate", "numpy"),
-    *("pillow", "pyarrow", "scikit-learn", "optuna", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime"),
+    *("pillow", "pyarrow", "scikit-learn", "optuna", "torchvision", "timm", "captum"),
+    *("onnx", "onnxscript", "onnxruntime"),
 )
 
 

@@ -62,10 +62,28 @@ def evaluate_logits(logits: torch.Tensor, labels: list[int]) -> dict:
     return ClassifierMetrics().compute(predictions=probabilities, references=labels)
 
 
-def _calibration_error(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 15) -> float:
+def reliability(confidence: np.ndarray, correct: np.ndarray, num_bins: int = 15) -> dict[str, np.ndarray]:
+    """What a reliability diagram shows (Guo et al., arXiv 1706.04599, section 2): accuracy by confidence.
+
+    Args:
+        confidence: probability of the predicted class, `(num_images,)`.
+        correct: whether it is the true class, `(num_images,)`.
+        num_bins: number of bins of equal width from 0 to 1. A bin includes its upper end.
+
+    Returns:
+        `count`, and the mean `confidence` and the `accuracy` of the images of each bin, 0 for an empty bin; each
+        `(num_bins,)`.
+    """
     bins = np.clip(np.ceil(confidence * num_bins).astype(int) - 1, 0, num_bins - 1)
-    gaps = np.bincount(bins, weights=correct - confidence, minlength=num_bins)
-    return float(np.abs(gaps).sum() / len(confidence))
+    count = np.bincount(bins, minlength=num_bins)
+    sums = [np.bincount(bins, weights=values, minlength=num_bins) for values in (confidence, correct)]
+    means = [total / np.maximum(count, 1) for total in sums]
+    return {"count": count, "confidence": means[0], "accuracy": means[1]}
+
+
+def _calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    bins = reliability(confidence, correct)
+    return float((bins["count"] * np.abs(bins["accuracy"] - bins["confidence"])).sum() / len(confidence))
 
 
 def binomial_interval(errors: int, num_images: int, confidence: float = 0.95) -> tuple[float, float]:

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_vit_scratch.evaluation.metrics import ClassifierMetrics, binomial_interval, compare
+from hf_vit_scratch.evaluation.metrics import ClassifierMetrics, binomial_interval, compare, reliability
 
 
 def compute(probabilities, labels):
@@ -91,3 +91,12 @@ def test_alike_classifiers_do_not_differ():
     logits = np.random.default_rng(0).normal(size=(30, 4))
     found = compare(logits, logits, np.arange(30) % 4, np.arange(30))
     assert (found["mcnemar_p"], found["nll_difference"], found["nll_interval"]) == (1.0, 0.0, [0.0, 0.0])
+
+
+def test_reliability_by_hand():
+    """Four bins: an empty one, one with an edge that belongs to it, and one that is right in one of three."""
+    confidence = np.array([0.3, 0.5, 0.9, 0.8, 1.0])
+    bins = reliability(confidence, np.array([True, False, True, False, False]), num_bins=4)
+    assert bins["count"].tolist() == [0, 2, 0, 3]
+    assert bins["confidence"].tolist() == pytest.approx([0, 0.4, 0, 0.9])
+    assert bins["accuracy"].tolist() == pytest.approx([0, 0.5, 0, 1 / 3])
