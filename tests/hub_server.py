@@ -1,6 +1,6 @@
 """A Hugging Face Hub on loopback, for tests that run the real client of `huggingface_hub` in processes of their own.
 
-It speaks the part of the HTTP API that `huggingface_hub` uses for model repositories, keeps them in memory as git
+It speaks the part of the HTTP API that `huggingface_hub` uses for models and Spaces, keeps them in memory as git
 objects whose hashes it computes itself, and can be told to misbehave. Large files are on a second port, as they are on
 another host in reality, so a client that sends its token to the storage is seen.
 """
@@ -177,8 +177,10 @@ def _file(content: bytes, request: Request, headers: dict[str, str]) -> Response
 
 
 _ROUTES: list[tuple[str, re.Pattern, str, Callable[..., Response]]] = []
-_REPO = r"(?P<repo>[^/]+(?:/[^/]+)?)"
-_MODEL, _REVISION, _OBJECT = rf"/api/models/{_REPO}", "(?P<revision>[^/]+)", rf"/lfs/{_REPO}/(?P<oid>[0-9a-f]{{64}})"
+# A Space is kept as spaces/USER/NAME, which is also its place in the URLs of files.
+_REPO = r"(?P<repo>(?:spaces/[^/]+/[^/]+)|[^/]+(?:/[^/]+)?)"
+_API = rf"/api/(?:models/|(?=spaces/)){_REPO}"
+_REVISION, _OBJECT = "(?P<revision>[^/]+)", rf"/lfs/{_REPO}/(?P<oid>[0-9a-f]{{64}})"
 
 
 def _route(method: str, pattern: str, access: str = "read"):
@@ -299,7 +301,8 @@ class Hub:
         return self.tokens[token]
 
     def _repository(self, name: str, user: tuple[str, str] | None, access: str) -> Repository:
-        repo, own = self.repositories.get(name), user is not None and user[0] == name.partition("/")[0]
+        owner = name.removeprefix("spaces/").partition("/")[0]
+        repo, own = self.repositories.get(name), user is not None and user[0] == owner
         if repo is None or access != "signed" and repo.private and not own or access == "write" and user is None:
             if user is None:
                 # The real Hub sends no code here, but the client knows the answer by its URL if it begins with https.
@@ -332,13 +335,16 @@ class Hub:
             raise Refusal(401, "Invalid username or password.")
         body = json.loads(request.body)
         namespace, name = body.get("organization") or user[0], body["name"]
-        if body.get("type") not in (None, "model"):
-            raise Refusal(400, "This server has model repositories only.")
+        kind = body.get("type") or "model"
+        if kind not in ("model", "space"):
+            raise Refusal(400, "This server has models and Spaces only.")
+        if kind == "space" and verb == "create" and body.get("sdk") != "gradio":
+            raise Refusal(400, "This server has Spaces with Gradio only.")
         if not _NAME.fullmatch(name):
             raise Refusal(400, f"Invalid repo name: {name}")
         if user != (namespace, "write"):
             raise Refusal(403, f'You don\'t have the rights to {verb} a model under the namespace "{namespace}"')
-        return f"{namespace}/{name}"
+        return f"spaces/{namespace}/{name}" if kind == "space" else f"{namespace}/{name}"
 
     @_route("POST", "/api/repos/create", "open")
     def _create(self, request, user):
@@ -357,7 +363,7 @@ class Hub:
             raise Refusal(404, "Repository not found", "RepoNotFound")
         return 200, {}, b"OK"
 
-    @_route("GET", rf"{_MODEL}(?:/revision/{_REVISION})?")
+    @_route("GET", rf"{_API}(?:/revision/{_REVISION})?")
     def _info(self, request, user, repo, revision):
         commit = repo.at(revision or "main")
         siblings = [{"rfilename": path} for path in sorted(commit.files)]
@@ -366,7 +372,8 @@ class Hub:
             sibling |= {"size": len(blob.content), "blobId": blob.oid}
             if blob.lfs:
                 sibling["lfs"] = {"sha256": blob.sha256, "size": len(blob.content), "pointerSize": len(blob.pointer)}
-        info = {"id": repo.id, "modelId": repo.id, "author": repo.id.partition("/")[0], "private": repo.private}
+        name = repo.id.removeprefix("spaces/")
+        info = {"id": name, "modelId": name, "author": name.partition("/")[0], "private": repo.private}
         info |= {"sha": commit.oid, "siblings": siblings, "gated": False, "tags": []}
         # Of the card no more than pipeline() asks for: these two have one word each.
         card = commit.files.get("README.md", Blob(b"")).content.decode()
@@ -385,7 +392,7 @@ class Hub:
                 found[-1]["lfs"] = {"oid": blob.sha256, "size": size, "pointerSize": len(blob.pointer)}
         return sorted(found, key=lambda entry: entry["path"])
 
-    @_route("GET", rf"{_MODEL}/tree/{_REVISION}(?:/(?P<path>.+))?")
+    @_route("GET", rf"{_API}/tree/{_REVISION}(?:/(?P<path>.+))?")
     def _tree(self, request, user, repo, revision, path):
         commit = repo.at(revision)
         if path and path not in commit.folders:
@@ -401,12 +408,12 @@ class Hub:
             headers["Link"] = f'<{self.endpoint}{request.path}?{query}>; rel="next"'
         return _json(found[start:end], headers=headers)
 
-    @_route("POST", rf"{_MODEL}/paths-info/{_REVISION}")
+    @_route("POST", rf"{_API}/paths-info/{_REVISION}")
     def _paths_info(self, request, user, repo, revision):
         paths = parse_qs(request.body.decode()).get("paths", [])
         return _json([entry for entry in self._entries(repo.at(revision)) if entry["path"] in paths])
 
-    @_route("GET", rf"{_MODEL}/refs")
+    @_route("GET", rf"{_API}/refs")
     def _refs(self, request, user, repo):
         branches = [
             {"name": name, "ref": f"refs/heads/{name}", "targetCommit": head.oid}
@@ -414,7 +421,7 @@ class Hub:
         ]
         return _json({"branches": branches, "converts": [], "tags": []})
 
-    @_route("POST", rf"{_MODEL}/branch/(?P<branch>[^/]+)", "write")
+    @_route("POST", rf"{_API}/branch/(?P<branch>[^/]+)", "write")
     def _branch(self, request, user, repo, branch):
         if branch in repo.branches:
             raise Refusal(409, f"Reference already exists: {branch}")
@@ -435,7 +442,7 @@ class Hub:
         patterns = [line.split()[0] for line in lines if "filter=lfs" in line]
         return any(fnmatch(path, pattern) or fnmatch(path.rpartition("/")[2], pattern) for pattern in patterns)
 
-    @_route("POST", rf"{_MODEL}/preupload/{_REVISION}", "write")
+    @_route("POST", rf"{_API}/preupload/{_REVISION}", "write")
     def _preupload(self, request, user, repo, revision):
         commit, files = repo.at(revision), []
         for file in json.loads(request.body)["files"]:
@@ -492,7 +499,7 @@ class Hub:
     def _lfs_get(self, request, user, repo, oid):
         return _file(repo.objects[oid], request, {"ETag": f'"{oid}"'})
 
-    @_route("POST", rf"{_MODEL}/commit/{_REVISION}", "write")
+    @_route("POST", rf"{_API}/commit/{_REVISION}", "write")
     def _commit(self, request, user, repo, revision):
         parent, header = repo.at(revision), {}
         if revision not in repo.branches or request.flag("create_pr"):

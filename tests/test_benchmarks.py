@@ -4,6 +4,7 @@ import json
 import math
 import os
 
+import pytest
 from helpers import REPOSITORY, competition_zip
 from PIL import Image
 from processes import run_python
@@ -53,6 +54,15 @@ def test_learning_rates_are_compared_for_each_family_and_part(tmp_path):
     parts = [("| 120", "False"), ("| 60", "False"), ("| 60", "True")]
     families = ("plain ViT", "ViT with convolutional stem", "CNN")
     assert rows == [[*part, family, "0.01"] for part in parts for family in families]
+
+
+@pytest.mark.nightly
+def test_the_page_is_measured_and_its_screenshot_taken(tmp_path):
+    printed = run("page.py", "--strokes", "2")
+    assert [line.count("|") for line in printed.splitlines()] == [3] * 6
+    run("page.py", "--screenshot", str(tmp_path / "page.png"))
+    with Image.open(tmp_path / "page.png") as taken:
+        assert taken.width == 900
 
 
 def test_the_picture_of_the_readme_is_drawn(tmp_path):

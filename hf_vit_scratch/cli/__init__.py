@@ -7,12 +7,15 @@ import argparse
 import os
 
 from ..console import exit_with_one_line
-from . import config, env, evaluate, explain, explore, export, predict, push, size, submit, verify
+from . import config, demo, env, evaluate, explain, explore, export, predict, push, size, submit, verify
 
-COMMANDS = (predict, submit, evaluate, explain, size, config, explore, push, export, verify, env)
+COMMANDS = (predict, demo, submit, evaluate, explain, size, config, explore, push, export, verify, env)
 
 
-_DESCRIPTION = "Classify images, write Kaggle submissions, and evaluate, compare, explain, export and push models."
+_DESCRIPTION = (
+    "Classify images, serve a page to draw on, write submissions, and evaluate, compare, explain, export and push "
+    "models."
+)
 
 
 class _Parser(argparse.ArgumentParser):

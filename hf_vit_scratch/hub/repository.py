@@ -1,10 +1,10 @@
-"""Pushing an output folder to the Hub: which files are uploaded, and how."""
+"""Pushing an output folder or the files of a Space to the Hub: which files are uploaded, and how."""
 
 import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from fnmatch import fnmatch
 from pathlib import Path
@@ -70,19 +70,27 @@ def files_to_push(folder: str | os.PathLike) -> list[Path]:
 
 
 class Repository:
-    """A model repository on the Hub, to which folders are pushed.
+    """A repository on the Hub, to which folders of models are pushed, or the files of a Space.
 
     Args:
         repo_id: USER/NAME. The repository is created if it does not exist.
         private: create it as private; a repository that is public is refused.
         revision: branch, created if it does not exist. Default: main.
         token: token with write access. Default: HF_TOKEN, or the token of `hf auth login`.
+        kind: "model", or "space" for a Space that runs Gradio.
 
     Raises:
         ValueError: the name is not allowed, or there is no valid token.
     """
 
-    def __init__(self, repo_id: str, private: bool = False, revision: str | None = None, token: str | None = None):
+    def __init__(
+        self,
+        repo_id: str,
+        private: bool = False,
+        revision: str | None = None,
+        token: str | None = None,
+        kind: str = "model",
+    ):
         if repo_id.count("/") != 1:
             raise ValueError(f"the repository must be USER/NAME, got {repo_id!r}.")
         validate_repo_id(repo_id)
@@ -91,14 +99,15 @@ class Repository:
             raise ValueError("there is no token for the Hub. Run `hf auth login`, or set HF_TOKEN.")
         if not re.fullmatch(r"[!-~]+", token):  # the error of the HTTP library would print it
             raise ValueError("the token for the Hub holds spaces or invalid characters. Check HF_TOKEN.")
-        self.repo_id, self.private, self.revision = repo_id, private, revision
+        self.repo_id, self.private, self.revision, self.kind = repo_id, private, revision, kind
         self.api = HfApi(token=token)
         disable_progress_bars()  # the bar of a failed upload is drawn again at exit, below the error
 
     def check(self) -> None:
         """Create the repository and check the write access, without uploading. Raises: OSError, in one line."""
         probe = [Add("config.json", b"{}")]  # only announced in the preupload request, not uploaded
-        self._run(lambda: self.api.preupload_lfs_files(self.repo_id, probe, revision=self.revision))
+        where = {"repo_type": self.kind, "revision": self.revision}
+        self._run(lambda: self.api.preupload_lfs_files(self.repo_id, probe, **where))
 
     def submit(self, folder: str | os.PathLike) -> Future:
         """Push a folder in the background, after earlier pushes. The result of the future is the URL of the commit.
@@ -108,7 +117,10 @@ class Repository:
         Raises: ValueError as [`files_to_push`]. The future raises OSError, in one line, for any failure of the push.
         """
         files = files_to_push(folder)
-        return _worker.submit(self._run, lambda: self._commit(files))
+        # transformers could load old weight files instead of the new ones if their number of shards differs.
+        return _worker.submit(
+            self._run, lambda: self._commit({path.name: self._content(path) for path in files}, WEIGHTS_PATTERNS)
+        )
 
     def upload(self, folder: str | os.PathLike) -> str:
         """Push a folder and wait for the end. Returns the URL of the commit. Raises: as `submit` and its future.
@@ -117,23 +129,29 @@ class Repository:
         """
         options = ["--private"] * self.private + ([f"--revision {self.revision}"] if self.revision else [])
         command = " ".join(["vit-scratch push", str(folder), self.repo_id, *options])
-        try:
-            return self.submit(folder).result()
-        except OSError as error:
-            raise OSError(f"{error} {folder} is complete. To push it again: {command}") from error
-        except KeyboardInterrupt:
-            leave(f"Stopped. {folder} is complete. To push it again: {command}")
+        return _finished(self.submit(folder), f"{folder} is complete. To push it again: {command}")
 
-    def _commit(self, files: list[Path]) -> str:
-        head = self.api.model_info(self.repo_id, revision=self.revision)
-        names = [path.name for path in files]
-        # transformers could load old weight files instead of the new ones if their number of shards differs.
-        there = [file.rfilename for file in head.siblings]
-        old = [name for name in there if any(fnmatch(name, pattern) for pattern in WEIGHTS_PATTERNS)]
-        changes = [Add(path.name, self._content(path)) for path in files]
-        changes += [Delete(name) for name in old if name not in names]
+    def upload_files(self, files: Mapping[str, Path | bytes], replaced: tuple[str, ...], command: str) -> str:
+        """Push files in one commit, and wait for the end. Returns the URL of the commit.
+
+        Args:
+            files: by their names in the repository.
+            replaced: patterns of names; files there that match one and are not among these are deleted.
+            command: the command that pushes them again.
+
+        Raises: OSError, in one line, for any failure of the push.
+        """
+        pushed = _worker.submit(self._run, lambda: self._commit(files, replaced))
+        return _finished(pushed, f"To push again: {command}")
+
+    def _commit(self, files: Mapping[str, Path | bytes], replaced: tuple[str, ...]) -> str:
+        where = {"repo_type": self.kind, "revision": self.revision}
+        there = [file.rfilename for file in self.api.repo_info(self.repo_id, **where).siblings]
+        old = [name for name in there if any(fnmatch(name, pattern) for pattern in replaced)]
+        changes = [Add(name, content) for name, content in files.items()]
+        changes += [Delete(name) for name in old if name not in files]
         message = "Push with vit-scratch"
-        return self.api.create_commit(self.repo_id, changes, commit_message=message, revision=self.revision).commit_url
+        return self.api.create_commit(self.repo_id, changes, commit_message=message, **where).commit_url
 
     def _content(self, path: Path) -> Path | bytes:
         """What to upload: the file, or the card with the id of the repository, instead of a folder, in its example."""
@@ -144,11 +162,14 @@ class Repository:
     def _run(self, action: Callable[[], _T]) -> _T:
         """Create repository and branch if needed, then run `action`. Raises: OSError, in one line, for any failure."""
         try:
-            self._with_retries(lambda: self.api.create_repo(self.repo_id, private=self.private or None, exist_ok=True))
-            if self.private and not self._with_retries(lambda: self.api.model_info(self.repo_id)).private:
+            kind = {"repo_type": self.kind}
+            new = {**kind, "private": self.private or None, "space_sdk": "gradio" if self.kind == "space" else None}
+            self._with_retries(lambda: self.api.create_repo(self.repo_id, exist_ok=True, **new))
+            if self.private and not self._with_retries(lambda: self.api.repo_info(self.repo_id, **kind)).private:
                 raise ValueError("the repository exists and is public. Leave out --private, or choose another name")
             if self.revision:
-                self._with_retries(lambda: self.api.create_branch(self.repo_id, branch=self.revision, exist_ok=True))
+                branch = {**kind, "branch": self.revision, "exist_ok": True}
+                self._with_retries(lambda: self.api.create_branch(self.repo_id, **branch))
             return self._with_retries(action)
         except Exception as error:  # the exceptions of the client have no common base class
             raise OSError(f"cannot push to {self.repo_id}: {self._reason(error).rstrip('.')}.") from error
@@ -197,3 +218,13 @@ class Repository:
         if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
             return f"the token of {user['name']} may only read. Create a write token at {endpoint}/settings/tokens"
         return f"user {user['name']}, the owner of the token, has no write access to it"
+
+
+def _finished(pushed: Future, again: str) -> str:
+    """The URL of the commit of a push. If it fails or is stopped, the line ends with `again`, what to do."""
+    try:
+        return pushed.result()
+    except OSError as error:
+        raise OSError(f"{error} {again}") from error
+    except KeyboardInterrupt:
+        leave(f"Stopped. {again}")

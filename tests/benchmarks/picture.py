@@ -1,4 +1,4 @@
-"""The picture at the top of the README: what the released model does with a few digits of the sample.
+"""The picture that the README links to: what the released model does with a few digits of the sample.
 
     python tests/benchmarks/picture.py
 
