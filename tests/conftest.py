@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported: no tes
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 from helpers import TINY, call_it_the_competition, competition_zip  # noqa: E402 - it imports torch
+
+# A pytest that a script has started in the background ignores Ctrl-C, and so would all that it starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Each of several pytest processes, and whatever it starts, has a core of its own: two threads each on one and the same
 # two cores would wait for each other, and take as long as one pytest process.
