@@ -18,6 +18,7 @@ def run(script: str, *flags: str) -> str:
     return run_python(code, BENCHMARKS / script, *flags, environment=environment)
 
 
+@pytest.mark.nightly
 def test_one_command_measures_all_of_it(tmp_path):
     competition_zip(tmp_path / "digits.zip")
     printed = run(
@@ -42,6 +43,7 @@ def test_growth_is_plotted(tmp_path):
         assert min(plot.size) > 300
 
 
+@pytest.mark.nightly
 def test_learning_rates_are_compared_for_each_family_and_part(tmp_path):
     competition_zip(tmp_path / "digits.zip")
     (tmp_path / "bounds.yaml").write_text("fraction: [0.5, 1.0]\nlearning_rate: [1e-2]")

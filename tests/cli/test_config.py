@@ -66,9 +66,8 @@ def launch(folder: Path, data: str, *flags: str) -> list[subprocess.Popen]:
     return [subprocess.Popen([*command, *each, *run], cwd=folder, env=environment, **pipes) for each in machines]
 
 
-@pytest.mark.parametrize(
-    "name", ["fsdp", *(pytest.param(each, marks=pytest.mark.nightly) for each in ("cpu", "machines"))]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["cpu", "fsdp", "machines"])
 def test_accelerate_launches_it_on_a_cpu(name, digits, tmp_path, capsys):
     """`machines` is two launches on one machine. A plain pytest launches `cpu` too, as an example of a page."""
     world = 4 if name == "machines" else 2

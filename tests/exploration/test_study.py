@@ -161,6 +161,7 @@ def test_ctrl_c_leaves_the_report_of_what_is_finished_and_the_trial_is_done_agai
     assert float(after[-1]["learning_rate"]) == waiting[0].params["learning_rate"]
 
 
+@pytest.mark.nightly
 def test_a_killed_study_goes_on(source, tmp_path, monkeypatch):
     # Killed as it begins the second trial, before Optuna has written a sign of life of it.
     die = "os.kill(os.getpid(), 9) if trial_id > 1 else beat(self, trial_id)"
