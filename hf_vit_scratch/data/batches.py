@@ -56,18 +56,22 @@ class ImageBatches(torch.utils.data.Dataset):
 
         Raises: DataError for an image that cannot be decoded.
         """
-        drawn = wanted if isinstance(wanted, Drawn) else Drawn(wanted, image_keys(0, 0, torch.tensor(wanted)), 1.0)
+        if isinstance(wanted, Drawn):
+            drawn = wanted
+        else:
+            drawn = Drawn(wanted, image_keys(0, 0, torch.tensor(wanted)).numpy(), 1.0)
+        keys = torch.from_numpy(drawn.keys)
         if self.pixels is not None:
             images = torch.from_numpy(self.pixels[drawn.indices]).permute(0, 3, 1, 2)
         else:
-            numbers = crop_numbers(drawn.keys)
+            numbers = crop_numbers(keys)
             images = torch.from_numpy(
                 np.stack([self._decode(*one) for one in zip(drawn.indices, numbers, strict=True)])
             )
         batch: dict = {"pixel_values": images}
         if self.labels is not None:
             batch["labels"] = torch.from_numpy(self.labels[drawn.indices])
-        return {**batch, "keys": drawn.keys, "weight": drawn.weight} if wanted is drawn else batch
+        return {**batch, "keys": keys, "weight": drawn.weight} if wanted is drawn else batch
 
     def _decode(self, index: int, numbers: torch.Tensor) -> np.ndarray:
         try:

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -20,13 +21,14 @@ class Drawn(NamedTuple):
 
     Args:
         indices: of the images in the data set.
-        keys: of the images, int64 `(batch_size,)`; see [`image_keys`].
+        keys: of the images, int64 `(batch_size,)`; see [`image_keys`]. In numpy, because a tensor goes to a worker
+            through shared memory, which takes longer and fails with a traceback if the worker is killed.
         weight: factor of the mean loss of the batch. It is 1 in a full step. The gradient of a smaller step is then
             the mean over its images, if gradients are averaged over the processes and the accumulated batches.
     """
 
     indices: list[int]
-    keys: torch.Tensor
+    keys: np.ndarray
     weight: float
 
 
@@ -124,4 +126,4 @@ class TrainingBatches(torch.utils.data.Sampler):
         for step in order.split(self.steps.num_images):
             if len(step) == self.steps.num_images or not self.drop_last:
                 for indices, weight in self.steps.share(step):
-                    yield Drawn(indices.tolist(), image_keys(self.seed, epoch, indices), weight)
+                    yield Drawn(indices.tolist(), image_keys(self.seed, epoch, indices).numpy(), weight)

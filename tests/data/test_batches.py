@@ -57,7 +57,7 @@ def test_photographs_are_cropped_at_random_in_training_and_in_the_middle_in_eval
     processor = build_processor(config, arguments.crop_fraction)
     rows = list(range(len(splits["train"])))
     training = ImageBatches(splits["train"], processor, min_crop_area=0.35)
-    drawn = [Drawn(rows, image_keys(0, epoch, torch.tensor(rows)), 1.0) for epoch in (0, 1, 0)]
+    drawn = [Drawn(rows, image_keys(0, epoch, torch.tensor(rows)).numpy(), 1.0) for epoch in (0, 1, 0)]
     once, other, again = (training.__getitems__(one)["pixel_values"] for one in drawn)
     assert once.shape == (len(rows), 3, 32, 32)
     assert torch.equal(once, again) and not torch.equal(once, other)
