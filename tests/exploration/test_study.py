@@ -295,6 +295,7 @@ def test_the_study_of_data(source, tmp_path, monkeypatch):
     assert str(told.get("stem_depth", "")) == best["stem_depth"].removesuffix(".0")
 
 
+@pytest.mark.nightly
 def test_two_processes_share_a_study(source, tmp_path):
     storage = f"sqlite:///{tmp_path}/both.db"
     optuna.storages.RDBStorage(storage)  # makes the tables
