@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.port is not None and not 1 <= arguments.port <= 65535:
         raise ValueError(f"--port must be from 1 to 65535, got {arguments.port}.")
     if find_spec("gradio") is None:
-        raise ValueError('vit-scratch demo needs the package gradio: pip install -e ".[demo]".')
+        raise ValueError('vit-scratch demo needs the package gradio: pip install "hf-vit-scratch[demo]".')
     if arguments.port is not None:
         _check_free(arguments.port)
     from ..demo.server import serve

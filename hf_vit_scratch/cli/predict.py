@@ -20,21 +20,14 @@ def add_parser(parsers) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Print one line per image: file, then class and score of the `top_k` classes with the highest scores."""
     import torch
-    from PIL import Image
 
-    from ..data.pixels import check_size
-    from ..evaluation.prediction import class_scores, load_model
+    from ..evaluation.prediction import class_scores, load_model, process_file
 
     if arguments.top_k < 1:
         raise ValueError(f"--top_k must be at least 1, got {arguments.top_k}.")
     model, processor = load_model(arguments.model)
     for file in arguments.images:
-        try:
-            with Image.open(file) as image:
-                check_size(image)
-                inputs = processor(image, return_tensors="pt").to(model.device)
-        except Exception as error:  # Pillow raises many types of exceptions for a damaged file
-            raise ValueError(f"{file} cannot be read as an image: {error}") from error
+        inputs = process_file(file, processor, return_tensors="pt").to(model.device)
         with torch.inference_mode():
             scores = class_scores(model(**inputs).logits[0], model.config).cpu()
         top = scores.topk(min(arguments.top_k, len(scores)))

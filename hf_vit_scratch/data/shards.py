@@ -6,67 +6,33 @@ splits validation and test are small beside it, and are loaded as those of any o
 """
 
 import glob
-import json
 import os
-import re
-import tarfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import datasets
-import fsspec
 import huggingface_hub
 import numpy as np
-import PIL.Image
-import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets.fingerprint import Hasher
 from datasets.info import SupervisedKeysData
 from datasets.table import embed_table_storage
 
-from ..output_folder import read_json, real_path, write_json
+from ..output_folder import real_path
 from .digit_recognizer import KAGGLE, SAMPLE
 from .errors import DataError, notice, one_line
 from .names import counted, is_split, shown, split_of
 from .pixels import cache_images
-from .sources import LABEL_TYPES, check_classes, encode_labels, is_hub_id, usual_columns
+from .shard_scan import Columns, count_images, rows_of, scan_of, tar_columns
+from .sources import check_classes, encode_labels, is_hub_id, usual_columns
 
 # How the two kinds of shards are called by their suffix, and by `datasets`.
 KINDS = {".parquet": "parquet", ".tar": "webdataset"}
 HOW_TO = "--streaming reads train-*.parquet or train-*.tar in a folder, or a data set on the Hub in Parquet files"
-# The members of a sample have one name and several suffixes, and `datasets` makes each suffix a column.
-_MEMBER = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)")
 _OTHER = "other"  # the split of shards whose names say none
-# A tar consists of such blocks, and ends with two or more that are empty. In bytes.
-_BLOCK, _READ_BEHIND_THE_END = 512, 2**20
 _ROWS_AT_A_TIME = 16
 _ROWS_OF_A_GROUP = 100  # a worker holds the images of one group in memory
-
-
-class Columns(NamedTuple):
-    """Where image and label of a row are: two columns, and the key in a column with JSON, if the label is in one.
-
-    Of a tar these are suffixes, and `suffixes` are all that a sample has. An unlabelled one has the label "".
-    """
-
-    image: str
-    label: str
-    key: str | None = None
-    suffixes: tuple[str, ...] = ()
-
-
-class Scan(NamedTuple):
-    """What is known of a shard before it is read: the number of images and, in any order, its labels.
-
-    `names` are its classes, in their order, if the shard declares them.
-    """
-
-    rows: int
-    labels: set
-    names: list[str] | None = None
 
 
 class Row(NamedTuple):
@@ -156,8 +122,8 @@ def load_stream(
     cache_dir = os.path.abspath(os.path.expanduser(cache_dir or datasets.config.HF_DATASETS_CACHE))
     kind, files = _find(source)
     wanted = Columns(image_column, label_column)
-    columns = wanted if kind == "parquet" else _tar_columns(files["train"][0], label_column)
-    rows, classes = _count(files["train"], columns, cache_dir)
+    columns = wanted if kind == "parquet" else tar_columns(files["train"][0], label_column)
+    rows, classes = count_images(files["train"], columns, cache_dir)
     with one_line(source):
         dataset = _open(kind, files["train"], columns, cache_dir, streaming=True)
     # Up to version 4 of `datasets`, the columns of the last sample of a tar are in another order.
@@ -286,144 +252,6 @@ def _literal(file: str) -> str:
     return file if "://" in file else glob.escape(file)
 
 
-def _tar_columns(file: str, label_key: str, labelled: bool = True) -> Columns:
-    """Where image and label of a sample are, by the suffixes of the first sample."""
-    with one_line(f"{file} is damaged, compressed, or no shard"), tarfile.open(file, "r:") as tar:
-        suffixes = list(next(_samples(tar), ("", {}))[1])
-    images = [name for name in suffixes if f".{name.lower()}" in PIL.Image.registered_extensions()]
-    found = f"{file}: its first sample has {_listed(suffixes)}"
-    if len(images) != 1:
-        raise DataError(f"{found}, but a sample needs one image.")
-    label = next((name for name in ("cls", "json") if name in suffixes), "") if labelled else ""
-    if labelled and not label:
-        hint = f"a .cls with the number of its class, or a .json with the key {label_key!r} (--label_column)"
-        raise DataError(f"{found}, but a sample needs {hint}.")
-    return Columns(images[0], label, label_key if label == "json" else None, tuple(sorted(suffixes)))
-
-
-def _count(files: list[str], columns: Columns, cache_dir: str) -> tuple[list[int], list[str]]:
-    """The number of images of each shard, and the names of the classes. They are kept for the next time."""
-    stamps = [os.stat(file) if os.path.exists(file) else None for file in files]  # the URL of a file has its commit
-    known = Hasher.hash(
-        ("shards-1", columns, files, [stamp and (stamp.st_size, stamp.st_mtime_ns) for stamp in stamps])
-    )
-    record = Path(cache_dir) / "vit_scratch" / f"{known}.json"
-    if record.is_file():
-        return tuple(read_json(record).values())
-    with ThreadPoolExecutor() as pool:
-        scans = list(pool.map(lambda file: scan_of(file, columns), files))
-    for file, scan in zip(files, scans, strict=True):
-        if not scan.rows:
-            raise DataError(f"{file} holds no images. Delete it.")
-        if scan.names != scans[0].names:
-            raise DataError(f"{file} declares other classes than {files[0]}. Write both with the same ClassLabel.")
-    names = scans[0].names
-    if names is None:
-        labels = set().union(*(scan.labels for scan in scans))
-        if len(kinds := sorted({type(label).__name__ for label in labels})) > 1:
-            raise DataError(
-                f"{os.path.dirname(files[0])}: the labels of the shards are of several types: {', '.join(kinds)}."
-            )
-        names = [str(label) for label in sorted(labels)]
-    record.parent.mkdir(parents=True, exist_ok=True)
-    write_json(record, {"rows": [scan.rows for scan in scans], "names": names})
-    return [scan.rows for scan in scans], names
-
-
-def scan_of(file: str, columns: Columns) -> Scan:
-    """Count the images of a shard and check all its labels. Raises: DataError for a damaged shard or a blank label."""
-    with one_line(f"{file} is damaged, compressed, or no shard"):
-        return _scan_tar(file, columns) if file.endswith(".tar") else _scan_parquet(file, columns)
-
-
-def _scan_parquet(file: str, columns: Columns) -> Scan:
-    with fsspec.open(file, "rb") as stream:
-        parquet = pq.ParquetFile(stream)
-        features, rows = datasets.Features.from_arrow_schema(parquet.schema_arrow), parquet.metadata.num_rows
-        for column, kind in ((columns.image, "image"), (columns.label, "label")):
-            if column not in features:
-                has = ", ".join(features)
-                raise DataError(
-                    f"{file}: no column {column!r}. Its columns: {has}. Name the right one with --{kind}_column."
-                )
-        with one_line(f"{file}: column {columns.image!r} does not hold images"):
-            datasets.Image().cast_storage(pa.array([], parquet.schema_arrow.field(columns.image).type))
-        names = getattr(features[columns.label], "names", None)
-        if names is not None and "://" in file:
-            return Scan(rows, set(), names)  # to check the labels of all files would take a long time over a network
-        labels = parquet.read(columns=[columns.label]).column(0)
-    if rows and not any(is_type(labels.type) for is_type in LABEL_TYPES):
-        raise DataError(f"{file}: labels must be classes, strings, integers or booleans, got {labels.type}.")
-    distinct = set(labels.unique().to_pylist())
-    known = distinct if names is None else range(len(names))
-    if bad := [label for label in distinct if label is None or not str(label).strip() or label not in known]:
-        row = labels.to_pylist().index(bad[0]) + 1
-        raise DataError(
-            f"{file}, row {row}: label {bad[0]!r} is not a class. Give each image a label, or leave it out."
-        )
-    return Scan(rows, distinct, names)
-
-
-def _scan_tar(file: str, columns: Columns) -> Scan:
-    """Read the headers of a tar, and its labels; the images are passed over."""
-    rows, labels = 0, set()
-    with tarfile.open(file, "r:") as tar:
-        for key, sample in _samples(tar):
-            rows += 1
-            if tuple(sorted(sample)) != columns.suffixes:
-                problem = f"sample {key!r} has {_listed(sample)}, and the first sample of all has"
-                hint = "Give all samples the same files, and write those of a sample side by side"
-                raise DataError(f"{file}: {problem} {_listed(columns.suffixes)}. {hint}.")
-            if columns.label:
-                member = sample[columns.label]
-                content = tar.extractfile(member).read()  # pyrefly: ignore[missing-attribute]  # it is a regular file
-                labels.add(_tar_label(content, f"{file}: {member.name}", columns.key))
-        end = tar.offset
-    with open(file, "rb") as stream:
-        stream.seek(end)
-        rest = stream.read(_READ_BEHIND_THE_END)
-    if rest[:_BLOCK] != bytes(_BLOCK):  # tarfile takes a damaged header for the end
-        size = os.path.getsize(file)
-        raise DataError(f"{file} is damaged, or cut off at byte {end:,} of {size:,}. Copy it again.")
-    if any(rest):
-        raise DataError(f"{file} goes on behind its end at byte {end:,}, and no reader would see it. Pack it again.")
-    return Scan(rows, labels)
-
-
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, tarfile.TarInfo]]]:
-    """The samples of a tar as `datasets` reads them: their name, and their files by suffix."""
-    key, sample = "", {}
-    while (member := tar.next()) is not None:
-        tar.members = []  # pyrefly: ignore[missing-attribute]  # or else a list of all members would grow
-        name = _MEMBER.fullmatch(member.name)
-        if not member.isreg() or name is None or os.path.basename(member.name).startswith((".", "__")):
-            continue
-        if name[1] != key and sample:
-            yield key, sample
-            sample = {}
-        key = name[1]
-        if name[2] in sample:
-            raise DataError(f"{tar.name}: {member.name} is there twice. Pack each file once.")
-        sample[name[2]] = member
-    if sample:
-        yield key, sample
-
-
-def _listed(suffixes: Iterable[str]) -> str:
-    return ", ".join(f".{suffix}" for suffix in suffixes) or "no files"
-
-
-def _tar_label(content: bytes, where: str, key: str | None) -> int | str | bool:
-    try:
-        value = int(content) if key is None else json.loads(content)[key]
-    except (ValueError, KeyError, TypeError) as error:
-        what = "an integer" if key is None else f"JSON with the key {key!r}"
-        raise DataError(f"{where} must hold {what}: {type(error).__name__}: {error}") from error
-    if not isinstance(value, int | str) or not str(value).strip():
-        raise DataError(f"{where}: label {value!r} is not a class: labels are strings, integers or booleans.")
-    return value
-
-
 def _open(kind: str, files: list[str], columns: Columns, cache_dir: str, streaming: bool):
     """The shards of a split as `datasets` reads them; of Parquet only image and, if there is one, label."""
     options = {"data_files": [_literal(file) for file in files], "split": "train", "cache_dir": cache_dir}
@@ -444,8 +272,8 @@ def _held_out(kind: str, files: list[str], wanted: Columns, name: str, cache_dir
     """The split validation or test, with `image` and, if it is labelled, `label`; a sample of a tar has its `id`."""
     where, columns = f"split {name} of {os.path.dirname(files[0])}", wanted
     if kind != "parquet":
-        columns = _tar_columns(files[0], wanted.label, labelled=name != "test")
-    rows = [_rows_of(file) if kind == "parquet" else scan_of(file, columns).rows for file in files]
+        columns = tar_columns(files[0], wanted.label, labelled=name != "test")
+    rows = [rows_of(file) if kind == "parquet" else scan_of(file, columns).rows for file in files]
     if 0 in rows:
         raise DataError(f"{files[rows.index(0)]} holds no images. Delete it.")
     with one_line(where):
@@ -462,9 +290,3 @@ def _held_out(kind: str, files: list[str], wanted: Columns, name: str, cache_dir
         split = split.add_column("id", keys)
         split.info.supervised_keys = SupervisedKeysData("key", "label")  # the columns of its submission
     return split
-
-
-def _rows_of(file: str) -> int:
-    """The number of rows of a Parquet file."""
-    with one_line(f"{file} is damaged, or no shard"), fsspec.open(file, "rb") as stream:
-        return pq.read_metadata(stream).num_rows

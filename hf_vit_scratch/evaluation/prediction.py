@@ -13,11 +13,12 @@ import transformers
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from tqdm.auto import tqdm
-from transformers import PreTrainedModel
+from transformers import BatchFeature, PreTrainedModel
 
 from ..data.batches import ImageBatches, PixelValues
 from ..data.digit_recognizer import write_submission
 from ..data.image_folder import file_names, write_file_predictions
+from ..data.pixels import check_size
 from ..device import best_device, fastest_attention
 from ..hub.model_folder import check_model
 from ..model.configuration_vit_scratch import ViTScratchConfig
@@ -78,6 +79,19 @@ def _check_processor(processor: ViTScratchImageProcessor, config: ViTScratchConf
     if pixels.shape != expected or not np.isfinite(pixels).all():
         found = f"{pixels.shape}, " + ("finite" if np.isfinite(pixels).all() else "not finite")
         raise ValueError(f"its {PREPROCESSOR_NAME} makes pixels of {found}, but its {CONFIG_NAME} takes {expected}.")
+
+
+def process_file(file: str | os.PathLike, processor: ViTScratchImageProcessor, **options) -> BatchFeature:
+    """What an image processor makes of an image file, called with `options`.
+
+    Raises: ValueError, with the name of the file, if it is no image that can be read, or too large or narrow.
+    """
+    try:
+        with PIL.Image.open(file) as image:
+            check_size(image)
+            return processor(image, **options)
+    except Exception as error:  # Pillow raises many types of exceptions for a damaged file
+        raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
 
 def class_scores(logits: torch.Tensor, config: ViTScratchConfig) -> torch.Tensor:

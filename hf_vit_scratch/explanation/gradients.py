@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from ..model.configuration_vit_scratch import ViTScratchConfig
 
+INSTALL = 'pip install "hf-vit-scratch[explain]"'
 Explain = Callable[[PreTrainedModel, torch.Tensor], np.ndarray]
 
 
@@ -48,7 +49,7 @@ def gradient_map(
         ValueError: Captum is not installed.
     """
     if not has_captum():
-        raise ValueError('the map by gradients needs captum: pip install "hf-vit-scratch[explain]".')
+        raise ValueError(f"the map by gradients needs captum: {INSTALL}.")
     from captum.attr import IntegratedGradients
 
     pixel_values = pixel_values.detach().to(model.device)

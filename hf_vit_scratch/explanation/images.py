@@ -9,16 +9,15 @@ from typing import get_type_hints
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 from transformers.utils import cached_file
 
 from ..data.batches import ImageBatches, PixelValues
 from ..data.digit_recognizer import COMPETITION, SAMPLE
 from ..data.image_folder import file_names
-from ..data.pixels import check_size, label_array, row_numbers
+from ..data.pixels import label_array, row_numbers
 from ..data.shards import Stream
 from ..data.sources import source_name
-from ..evaluation.prediction import Classifier
+from ..evaluation.prediction import Classifier, process_file
 from ..model.configuration_vit_scratch import ViTScratchConfig
 from ..output_folder import RESULTS_NAME, SETTINGS_NAME, read_json
 from ..settings.flags import DataArguments, complete_settings
@@ -91,15 +90,8 @@ def read_pictures(name: str, classifier: Classifier, source: ImageSource, most: 
 
 
 def _read_files(files: tuple[str, ...], classifier: Classifier) -> Pictures:
-    arrays = []
-    for file in files:
-        try:
-            with Image.open(file) as image:
-                check_size(image)
-                inputs = classifier.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
-        except Exception as error:  # Pillow raises many types of exceptions for a damaged file
-            raise ValueError(f"{file} cannot be read as an image: {error}") from error
-        arrays.append(inputs["pixel_values"][0])
+    options = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
+    arrays = [process_file(file, classifier.processor, **options)["pixel_values"][0] for file in files]
     pixels = torch.from_numpy(np.stack(arrays).astype(np.uint8))
     names = [os.path.basename(file) for file in files]
     count = "1 image file" if len(files) == 1 else f"{len(files):,} image files"

@@ -59,7 +59,7 @@ def test_what_was_counted_is_kept_until_a_shard_changes(tmp_path, monkeypatch):
     numbered_shards(tmp_path / "shards", "tar", {"train": [4, 4]})
     assert load_stream(tmp_path / "shards")["train"].rows == [4, 4]
     with monkeypatch.context() as patch:
-        patch.setattr("hf_vit_scratch.data.shards.scan_of", None)
+        patch.setattr("hf_vit_scratch.data.shard_scan.scan_of", None)
         assert load_stream(tmp_path / "shards")["train"].rows == [4, 4]
     numbered_shards(tmp_path / "shards", "tar", {"train": [4, 5]})
     assert load_stream(tmp_path / "shards")["train"].rows == [4, 5]
@@ -167,6 +167,7 @@ WRONG_TARS = {
         **png_and_label(7, png=b"", jpg=numbered_image(7)),
     },
     "7.cls must hold an integer": {**png_and_label(0), **png_and_label(7, cls=b"cat")},
+    "7.cls has 1,048,577 bytes, which is no label": {**png_and_label(0), **png_and_label(7, cls=bytes(2**20 + 1))},
     "has .png, .txt, but a sample needs a .cls with": png_and_label(0, cls=b"", txt=b"a cat"),
     "has .png, .cls, .jpg, but a sample needs one image": png_and_label(0, jpg=numbered_image(0)),
     "7.json must hold JSON with the key 'label'": {

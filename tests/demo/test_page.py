@@ -363,4 +363,4 @@ def test_a_port_in_use_and_gradio_missing_are_one_line(capsys, monkeypatch):
     assert "required: --model" in refused_by_vit_scratch(capsys, "demo")
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)
     line = refused_by_vit_scratch(capsys, "demo", "--model", str(RELEASED))
-    assert line.endswith('needs the package gradio: pip install -e ".[demo]".')
+    assert line.endswith('needs the package gradio: pip install "hf-vit-scratch[demo]".')

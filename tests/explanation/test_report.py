@@ -19,7 +19,7 @@ from transformers import ViTConfig, ViTForImageClassification
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchImageProcessor
 from hf_vit_scratch.cli import main
 from hf_vit_scratch.conversion import from_transformers
-from hf_vit_scratch.explanation import report
+from hf_vit_scratch.explanation import report, sections
 
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 OF_LABELS = {"confused_pairs.png", "reliability.png"}
@@ -163,7 +163,7 @@ def test_a_converted_vit_on_data_with_other_classes(tmp_path, capsys):
     ids=str,
 )
 def test_outputs_that_are_no_choice_of_a_class(fields, photos, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "has_captum", lambda: False)
+    monkeypatch.setattr(sections, "has_captum", lambda: False)
     config = ViTScratchConfig(**TINY, image_size=16, patch_size=16, position_embedding="none", **fields)
     folder = saved(tmp_path / "model", ViTScratchForImageClassification(config))
     main(["explain", "--images", photos[0], "--model", folder, "--output_dir", str(tmp_path / "out")])
