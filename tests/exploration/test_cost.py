@@ -1,11 +1,13 @@
 import pytest
 import torch
 from helpers import refused_by_vit_scratch as refused
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed._tools.mem_tracker import MemTracker
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification
 from hf_vit_scratch.cli import main
-from hf_vit_scratch.exploration.cost import activation_bytes, cost
+from hf_vit_scratch.exploration.cost import activation_bytes, cost, training_memory
 
 SHAPES = [
     {},
@@ -107,3 +109,37 @@ def test_fields_belong_to_size_alone(capsys):
     assert "unrecognized arguments: --hidden_size 96" in refused(
         capsys, "predict", "x.png", "--model", "m", "--hidden_size", "96"
     )
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_memory_of_a_training_step_is_what_torch_tracks(checkpointing):
+    config, images = ViTScratchConfig.from_size("S/16"), 16
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        model = ViTScratchForImageClassification(config).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    tracker = MemTracker()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model.to_empty(device="cpu")
+        pixels = torch.empty(images, 3, 224, 224)
+        # The average, and the two moments of AdamW.
+        others = [torch.empty_like(parameter) for parameter in model.parameters() for _ in range(3)]
+        tracker.track_external(model, pixels, *others)
+        with tracker:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model(pixels, labels=torch.zeros(images, dtype=torch.long)).loss
+            loss.backward()
+        peak = tracker.get_tracker_snapshot("peak")
+    (tracked,) = [parts["Total"] for parts in peak.values()]
+    # Above it, since gradients and activations are counted as if all were there at the same time.
+    assert 1 <= sum(training_memory(config, images, checkpointing=checkpointing).values()) / tracked < 1.15
+
+
+def test_shards_of_all_devices_make_the_whole():
+    config = ViTScratchConfig.from_size("digits-small")
+    alone, shard = training_memory(config, 8), training_memory(config, 8, 2, sharded=True)
+    for name in ("weights", "gradients", "AdamW", "average"):
+        assert 2 * shard[name] == alone[name]
+    assert shard["activations"] == alone["activations"]
+    assert sum(training_memory(config, 8, 2).values()) - sum(alone.values()) == alone["gradients"]  # DDP's buckets
