@@ -24,6 +24,7 @@ CODE_NAMES = (
     "configuration_vit_scratch.py",
     "modeling_vit_scratch.py",
     "image_processing_vit_scratch.py",
+    "digits_vit_scratch.py",
 )
 # Card, results, settings and plots.
 CARD_NAME, RESULTS_NAME, SETTINGS_NAME = "README.md", "all_results.json", "training_args.json"

@@ -28,8 +28,8 @@ TINY = [
 
 
 def blocks(labels: np.ndarray, seed: int = 0, side: int = 28) -> np.ndarray:
-    """uint8 images `(num_images, side, side)`: noise, and a bright block whose place says the class."""
-    pixels = np.random.default_rng(seed).integers(0, 60, (len(labels), side, side), dtype=np.uint8)
+    """uint8 images `(num_images, side, side)`: dark noise, and a bright block whose place says the class."""
+    pixels = np.random.default_rng(seed).integers(0, 30, (len(labels), side, side), dtype=np.uint8)
     for image, label in zip(pixels, labels, strict=True):
         row, column = divmod(int(label), 4)
         image[row * side // 4 + 1 :, column * side // 4 + 1 :][: side // 5, : side // 5] = 250

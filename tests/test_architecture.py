@@ -69,7 +69,7 @@ def test_every_folder_has_a_floor_and_imports_go_down_only():
     assert len(arrows) > 100  # or else they were not read
     assert {("training", "job"), ("model",)} <= {module for module, _ in arrows} | {target for _, target in arrows}
     assert (("training", "job"), ("hub", "repository")) in arrows  # at the top of a file
-    assert (("cli", "predict"), ("evaluation", "prediction")) in arrows  # in a function
+    assert (("cli", "predict"), ("evaluation", "classifier")) in arrows  # in a function
     up = [(module, target) for module, target in arrows if floor(module) < floor(target)]
     assert not up, up
 
@@ -86,7 +86,7 @@ def test_nothing_imports_in_a_circle():
 def test_the_files_that_travel_import_each_other_torch_numpy_pil_and_transformers_alone():
     allowed = {"torch", "numpy", "PIL", "transformers", *sys.stdlib_module_names}
     files = sorted((PACKAGE / "model").glob("*_vit_scratch.py"))
-    assert len(files) == 3
+    assert len(files) == 4
     for file in files:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and node.level:
@@ -95,7 +95,8 @@ def test_the_files_that_travel_import_each_other_torch_numpy_pil_and_transformer
                 assert node.module.split(".")[0] in allowed, (file, node.module)
             elif isinstance(node, ast.Import):
                 assert {alias.name.split(".")[0] for alias in node.names} <= allowed, file
-    assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) < 600
+    lengths = {file.name: len(file.read_text(encoding="utf-8").splitlines()) for file in files}
+    assert lengths.pop("digits_vit_scratch.py") < 330 and sum(lengths.values()) < 600
 
 
 @pytest.mark.parametrize("folder", sorted(file.parent.name for file in PACKAGE.glob("*/__init__.py")))

@@ -39,11 +39,13 @@ def environment(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A folder that has what a reader has: train.py, the data, a digit."""
+    """A folder that has what a reader has: train.py, the data, a digit, a photograph, the released models."""
     folder = tmp_path_factory.mktemp("reader")
     competition_zip(folder / "digit-recognizer.zip")
     photo_folder(folder / "photos")
     Image.fromarray(blocks(np.array([3]))[0]).save(folder / "digit.png")
+    Image.new("RGB", (300, 200), "white").save(folder / "photo.jpg")
+    (folder / "model_cards").symlink_to(REPOSITORY / "model_cards")
     (folder / "train.py").write_text((REPOSITORY / "train.py").read_text())
     return folder
 

@@ -14,28 +14,75 @@ def add_parser(parsers) -> None:
     parser.add_argument(
         "--top_k", type=int, default=1, help="Number of classes to print per image (default: %(default)s)."
     )
+    parser.add_argument(
+        "--show_steps",
+        metavar="FILE.png",
+        help="For one picture and a model of digits: draw the steps from the picture to what the model is given.",
+    )
     parser.add_argument("--json", action="store_true", help="Print one JSON object per image.")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Print one line per image: file, then class and score of the `top_k` classes with the highest scores."""
-    import torch
+    """Print one line per image: file, then class and score of the `top_k` classes with the highest scores.
 
-    from ..evaluation.prediction import class_scores, load_model, process_file
+    For a model of digits, print one line per digit, from left to right, or that no digit was found.
+    """
+    from ..evaluation.classifier import load_model
 
     if arguments.top_k < 1:
         raise ValueError(f"--top_k must be at least 1, got {arguments.top_k}.")
-    model, processor = load_model(arguments.model)
+    if arguments.show_steps and len(arguments.images) > 1:
+        raise ValueError(f"--show_steps draws the steps of one picture, got {len(arguments.images)} pictures.")
+    classifier = load_model(arguments.model)
+    if arguments.show_steps and not classifier.processor.do_center_digit:
+        raise ValueError(f"--show_steps needs a model of digits, and {arguments.model} has do_center_digit off.")
+    classify = _digits if classifier.processor.do_center_digit else _image
     for file in arguments.images:
-        inputs = process_file(file, processor, return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            scores = class_scores(model(**inputs).logits[0], model.config).cpu()
-        top = scores.topk(min(arguments.top_k, len(scores)))
-        results = [
-            (model.config.id2label[i], p) for p, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
+        for line in classify(file, classifier, arguments):
+            print(line, flush=True)
+
+
+def _image(file: str, classifier, arguments: argparse.Namespace) -> list[str]:
+    """The line of an image."""
+    import torch
+
+    from ..evaluation.classifier import class_scores, process_file
+
+    model, processor = classifier
+    inputs = process_file(file, lambda image: processor(image, return_tensors="pt")).to(model.device)
+    with torch.inference_mode():
+        scores = class_scores(model(**inputs).logits[0], model.config).cpu()
+    predictions = _best(scores, model.config, arguments.top_k)
+    if arguments.json:
+        return [json.dumps({"file": file, "predictions": predictions})]
+    return [_line(file, predictions)]
+
+
+def _digits(file: str, classifier, arguments: argparse.Namespace) -> list[str]:
+    """The lines of the digits in a picture; with --json one line, whose `predictions` are the clearest digit's."""
+    from ..evaluation.classifier import process_file
+    from ..evaluation.own_digits import draw_steps, read_digits
+
+    reading = process_file(file, lambda image: read_digits(image, classifier))
+    if arguments.show_steps:
+        draw_steps(reading.steps, arguments.show_steps)
+    predictions = [_best(scores, classifier.model.config, arguments.top_k) for scores in reading.scores]
+    if arguments.json:
+        digits = [
+            {"box": digit.box, "clarity": digit.clarity, "predictions": best}
+            for digit, best in zip(reading.digits, predictions, strict=True)
         ]
-        if arguments.json:
-            line = json.dumps({"file": file, "predictions": [{"label": label, "score": p} for label, p in results]})
-        else:
-            line = "\t".join([file, *(f"{label}\t{p:.4f}" for label, p in results)])
-        print(line, flush=True)
+        clearest = max(digits, key=lambda digit: digit["clarity"])["predictions"] if digits else []
+        return [json.dumps({"file": file, "predictions": clearest, "digits": digits})]
+    return [_line(file, best) for best in predictions] or [f"{file}\tno digit found"]
+
+
+def _best(scores, config, number: int) -> list[dict]:
+    """Label and score of the classes with the highest scores `(num_labels,)`."""
+    top = scores.topk(min(number, len(scores)))
+    pairs = zip(top.values.tolist(), top.indices.tolist(), strict=True)
+    return [{"label": config.id2label[index], "score": score} for score, index in pairs]
+
+
+def _line(file: str, predictions: list[dict]) -> str:
+    return "\t".join([file, *(f"{each['label']}\t{each['score']:.4f}" for each in predictions)])

@@ -31,7 +31,8 @@ def run(arguments: argparse.Namespace) -> None:
     from ..data.digit_recognizer import saw_sample
     from ..data.shards import load_stream
     from ..data.sources import load
-    from ..evaluation.prediction import load_model, predict_logits, write_predictions
+    from ..evaluation.classifier import load_model
+    from ..evaluation.prediction import predict_logits, write_predictions
 
     output = Path(arguments.output_file)
     if not output.parent.is_dir():

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import ViTForImageClassification, ViTImageProcessorPil
 
-from ..evaluation.prediction import load_model
+from ..evaluation.classifier import load_model
 from ..model.image_processing_vit_scratch import ViTScratchImageProcessor
 from ..model.modeling_vit_scratch import ViTScratchForImageClassification
 from ..output_folder import real_path
@@ -95,7 +95,7 @@ def to_transformers_processor(processor: ViTScratchImageProcessor) -> ViTImagePr
     installed, `AutoImageProcessor` resizes with it, which changes values by up to 1 of 255, unless `backend="pil"` is
     passed.
     """
-    own = ("image_processor_type", "auto_map", "num_channels")
+    own = ("image_processor_type", "auto_map", "num_channels", "do_center_digit")
     fields = {name: value for name, value in processor.to_dict().items() if name not in own}
     return ViTImageProcessorPil(**fields, do_convert_rgb=processor.num_channels == 3)
 

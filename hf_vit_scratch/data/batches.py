@@ -9,6 +9,7 @@ import PIL.Image
 import torch
 from torch import nn
 
+from ..model.digits_vit_scratch import is_light_on_black
 from ..model.image_processing_vit_scratch import ViTScratchImageProcessor, convert_image
 from .augmentation import crop_numbers, random_resized_crop
 from .errors import DataError
@@ -40,6 +41,9 @@ class ImageBatches(torch.utils.data.Dataset):
         # A crop changes images even if they already have the size of the model.
         self.pixels = pixel_array(split) if min_crop_area is None and not processor.do_center_crop else None
         if self.pixels is not None and self.pixels.shape[1:] != (self.height, self.width, processor.num_channels):
+            self.pixels = None
+        # Rows that are drawn as MNIST's are what the processor would make of them. Other pictures go through it.
+        if self.pixels is not None and processor.do_center_digit and not _all_light_on_black(self.pixels):
             self.pixels = None
 
     def __len__(self) -> int:
@@ -100,6 +104,12 @@ def fit_image(
     image = convert_image(image, processor.num_channels)
     image = random_resized_crop(image, (size["height"], size["width"]), min_crop_area, numbers)
     return np.asarray(image).reshape(*image.size[::-1], -1).transpose(2, 0, 1)
+
+
+def _all_light_on_black(pixels: np.ndarray, at_once: int = 10_000) -> bool:
+    """Whether all images `(num_images, height, width, 1)` are light ink on black, so that the processor keeps them."""
+    parts = (pixels[start : start + at_once, ..., 0] for start in range(0, len(pixels), at_once))
+    return all(is_light_on_black(part).all() for part in parts)
 
 
 def keep_batch(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ import PIL.Image
 import PIL.ImageOps
 from datasets.fingerprint import Hasher
 
+from ..device import check_size
 from ..model.image_processing_vit_scratch import convert_image
 from .errors import DataError, notice
 from .names import counted
@@ -32,7 +33,6 @@ MAX_DECODED_SPLIT_BYTES = 2**30
 DIM = 4096
 # Larger images are decoded one at a time, whatever the number of threads.
 LARGE_IMAGE_PIXELS = 2**24
-MAX_ASPECT = 200
 _one_large_image = Lock()
 
 
@@ -256,16 +256,6 @@ def decode_stored(value: dict | None) -> PIL.Image.Image:
 def _has_pages(image: PIL.Image.Image) -> bool:
     """Whether the file has several frames or pages. In MPO and PSD, these are previews and layers of one picture."""
     return getattr(image, "is_animated", False) and image.format not in ("MPO", "PSD")
-
-
-def check_size(image: PIL.Image.Image) -> None:
-    """Raises: ValueError for a picture so large or so narrow that resizing it could take all memory."""
-    width, height = image.size
-    most = PIL.Image.MAX_IMAGE_PIXELS
-    if most and width * height > most:
-        raise ValueError(f"it has {width}x{height} pixels, expected at most {most:,} in all: make it smaller")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ValueError(f"it has {width}x{height} pixels, expected sides that differ {MAX_ASPECT}-fold at most")
 
 
 def _read_to_the_end(value: dict | None) -> tuple[str, bool, float | None, float | None]:

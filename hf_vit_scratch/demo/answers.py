@@ -14,9 +14,11 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ..data.pixel_csv import DIGITS
-from ..data.pixels import check_size
-from ..evaluation.prediction import Classifier, class_scores, load_model
+from ..device import check_size
+from ..evaluation.classifier import Classifier, class_scores, load_model
 from ..explanation import rollout_map
+from ..model.digits_vit_scratch import find_digits
+from ..model.image_processing_vit_scratch import convert_image
 
 MAX_UPLOAD_BYTES = 10 * 2**20
 MAX_UPLOAD_PIXELS = 50_000_000
@@ -58,25 +60,24 @@ class ShownModel:
         self._look(torch.zeros(1, config.num_channels, height, width, device=self.classifier.model.device))
 
     def answer(self, picture: Image.Image, drawn: bool = False) -> dict:
-        """What the page shows of a picture.
+        """What the page shows of a picture. Of an upload, a model of digits is given the clearest digit.
 
         Args:
             drawn: whether it is a drawing on the page, which a model of digits is given as [`centred`].
 
         Returns:
             `label` and `score` of the class with the highest score; `bars`, a list of `[label, score]` of all classes
-            in their order, or of the ten highest scores if there are more; `given` and `looked` as data URIs.
+            in their order, or of the ten highest scores if there are more; `given` and `looked` as data URIs; `note`,
+            a sentence if the picture has more digits than this one.
 
         Raises:
             ValueError: in one sentence, if the image processor refuses the picture or finds no digit in it.
         """
-        config = self.classifier.model.config
+        config, note = self.classifier.model.config, ""
         with _one_at_a_time:
-            if drawn and self.reads_digits:
-                picture = centred(picture, min(config.image_height_width))
+            if self.reads_digits:
+                picture, note = self._digit(picture, drawn)
             prepared = prepare(picture, self.classifier)
-            if self.reads_digits and prepared.given.getextrema() == (0, 0):  # a black square is no digit
-                raise ValueError("No digit was found in this picture.")
             scores, looked = self._look(prepared.pixel_values)
         best = int(scores.argmax())
         shown = range(len(scores)) if len(scores) <= MAX_BARS else scores.topk(MAX_BARS).indices.tolist()
@@ -86,7 +87,24 @@ class ShownModel:
             "bars": [[config.id2label[index], float(scores[index])] for index in shown],
             "given": data_uri(prepared.given),
             "looked": data_uri(heat(looked)),
+            "note": note,
         }
+
+    def _digit(self, picture: Image.Image, drawn: bool) -> tuple[Image.Image, str]:
+        """What a model of digits is given of a picture, and a note. Raises: ValueError if the picture has no digit."""
+        side = min(self.classifier.model.config.image_height_width)
+        if drawn:
+            digits = [centred(picture, side)] if picture.convert("L").getbbox() else []
+        else:
+            try:
+                upright = convert_image(picture, 3)
+            except Exception as error:  # Pillow raises many types of exceptions
+                raise ValueError(f"This picture cannot be used: {error}.") from error
+            found = sorted(find_digits(upright, side), key=lambda digit: -digit.clarity)
+            digits = [Image.fromarray(digit.pixels) for digit in found]
+        if not digits:
+            raise ValueError("No digit was found in this picture.")
+        return digits[0], f"{len(digits)} digits were found: this is the clearest." if len(digits) > 1 else ""
 
     @torch.inference_mode()
     def _look(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, np.ndarray]:
@@ -118,7 +136,7 @@ def prepare(picture: Image.Image, classifier: Classifier) -> Prepared:
     """The picture as the image processor of the model makes it. Raises: ValueError if the processor refuses it."""
     model, processor = classifier
     try:
-        pixel_values = processor(picture, return_tensors="pt")["pixel_values"]
+        pixel_values = processor(picture, do_center_digit=False, return_tensors="pt")["pixel_values"]
     except Exception as error:  # Pillow raises many types of exceptions
         raise ValueError(f"This picture cannot be used: {error}.") from error
     pixels = pixel_values[0].numpy()  # (num_channels, height, width)

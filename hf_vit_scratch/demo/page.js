@@ -1,9 +1,15 @@
 "use strict";
 
 const about = JSON.parse(document.getElementById("about").textContent);
-const [canvas, model, file, answer, bars, refused] = ["canvas", "model", "file", "answer", "bars", "refused"].map(
-  (id) => document.getElementById(id),
-);
+const [canvas, model, file, answer, found, bars, refused] = [
+  "canvas",
+  "model",
+  "file",
+  "answer",
+  "found",
+  "bars",
+  "refused",
+].map((id) => document.getElementById(id));
 const pen = canvas.getContext("2d", { willReadFrequently: true });
 let picture = null; // what was asked last: a data URI, and whether it was drawn here
 let questions = 0; // an answer that comes after a newer question is dropped
@@ -33,6 +39,7 @@ async function ask(source, drawn) {
     const result = await call("classify", model.value, source, drawn);
     if (question !== questions) return false;
     show(result);
+    found.textContent = result.note;
     return true;
   } catch (error) {
     if (question === questions) refuse(error);
@@ -85,7 +92,7 @@ function percent(score) {
 function forget() {
   questions++;
   picture = null;
-  refused.textContent = "";
+  refused.textContent = found.textContent = "";
   answer.textContent = draws() ? "Draw a digit" : "Upload a picture";
   bars.replaceChildren();
   for (const id of ["given", "under", "looked"]) document.getElementById(id).hidden = true;

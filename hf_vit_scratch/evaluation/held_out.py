@@ -32,9 +32,10 @@ from ..output_folder import (
     write_json,
 )
 from ..settings.flags import TRAINING_OF_A_RECIPE, DataArguments, complete_settings
+from .classifier import load_model
 from .metrics import ClassifierMetrics, binomial_interval, compare
 from .plots import plot_images, plot_robustness
-from .prediction import load_model, predict_logits
+from .prediction import predict_logits
 
 # Settings that may differ between runs of one recipe: the held-out rows, and how a run is executed.
 _OF_A_RUN = (

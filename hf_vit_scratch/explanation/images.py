@@ -1,6 +1,7 @@
 """The images that are explained: files, or rows of a data set, with what is known of their labels and their origin."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from ..data.image_folder import file_names
 from ..data.pixels import label_array, row_numbers
 from ..data.shards import Stream
 from ..data.sources import source_name
-from ..evaluation.prediction import Classifier, process_file
+from ..evaluation.classifier import Classifier, process_file
 from ..model.configuration_vit_scratch import ViTScratchConfig
 from ..output_folder import RESULTS_NAME, SETTINGS_NAME, read_json
 from ..settings.flags import DataArguments, complete_settings
@@ -91,7 +92,8 @@ def read_pictures(name: str, classifier: Classifier, source: ImageSource, most: 
 
 def _read_files(files: tuple[str, ...], classifier: Classifier) -> Pictures:
     options = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
-    arrays = [process_file(file, classifier.processor, **options)["pixel_values"][0] for file in files]
+    process = functools.partial(classifier.processor, **options)
+    arrays = [process_file(file, process)["pixel_values"][0] for file in files]
     pixels = torch.from_numpy(np.stack(arrays).astype(np.uint8))
     names = [os.path.basename(file) for file in files]
     count = "1 image file" if len(files) == 1 else f"{len(files):,} image files"

@@ -10,8 +10,8 @@ from tqdm.auto import tqdm
 from ..data.batches import PixelValues
 from ..data.names import counted
 from ..device import best_device, describe
+from ..evaluation.classifier import load_model
 from ..evaluation.metrics import binomial_interval
-from ..evaluation.prediction import load_model
 from ..output_folder import MANIFEST_NAME, move_into_place, read_json, real_path
 from .images import SPLITS, ImageSource, read_pictures
 from .page import PAGE_NAME, write_page

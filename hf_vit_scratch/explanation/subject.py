@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..data.batches import PixelValues
-from ..evaluation.prediction import Classifier, class_scores
+from ..evaluation.classifier import Classifier, class_scores
 from .images import Pictures
 
 

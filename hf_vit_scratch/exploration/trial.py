@@ -18,8 +18,9 @@ from ..data.pixels import known_labels
 from ..data.sources import source_name
 from ..data.splits import stratified_rows, three_parts
 from ..device import PeakMemory, can_compile, describe, fastest_attention, set_up_cpu
+from ..evaluation.classifier import Classifier
 from ..evaluation.metrics import evaluate_logits
-from ..evaluation.prediction import Classifier, predict_logits
+from ..evaluation.prediction import predict_logits
 from ..model.configuration_vit_scratch import ViTScratchConfig
 from ..model.modeling_vit_scratch import ViTScratchForImageClassification
 from ..settings.checks import check_settings

@@ -29,7 +29,16 @@ _FLOATS = ("F64", "F32", "F16", "BF16")
 _LOADERS = ("quantization_config", "transformers_weights", "fusion_config", "per_layer_config", "distributed_config")
 _SIZES = ("size", "crop_size", "pad_size")
 _SIDES = {"height", "width", "shortest_edge", "longest_edge", "max_height", "max_width"}
-_FLAGS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad", "do_convert_rgb", "default_to_square")
+_FLAGS = (
+    "do_center_digit",
+    "do_resize",
+    "do_center_crop",
+    "do_rescale",
+    "do_normalize",
+    "do_pad",
+    "do_convert_rgb",
+    "default_to_square",
+)
 # Fields of transformers' ViT that mean the same here, and so have the same bounds.
 _OF_A_VIT = (
     *("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads"),

@@ -1,4 +1,4 @@
-"""The model: the three files that every checkpoint carries, registered here with transformers' Auto classes.
+"""The model: the four files that every checkpoint carries, registered here with transformers' Auto classes.
 
 Python runs this file before any of the three. Importing any of their classes therefore makes `AutoModel` and the other
 Auto classes load checkpoints of this package. transformers itself registers the copies that a checkpoint carries.

@@ -6,6 +6,7 @@ from torch import nn
 from ..conversion.pretrained import Pretrained
 from ..data.augmentation import DigitAugmentation, RandomFlip
 from ..data.batches import ImageBatches, PixelValues
+from ..data.digit_recognizer import COMPETITION, SAMPLE
 from ..data.pixels import image_shape
 from ..data.shards import Stream
 from ..data.sources import source_name
@@ -70,13 +71,22 @@ def build_processor(
         others |= pretrained.preprocessing
         crop_fraction = pretrained.crop_fraction if crop_fraction is None else crop_fraction
     if crop_fraction is None:
-        return ViTScratchImageProcessor(size=size, **others)
+        return ViTScratchImageProcessor(size=size, do_center_digit=_reads_digits(config), **others)
     if not 0 < crop_fraction <= 1:
         raise ValueError(f"crop_fraction must be above 0 and at most 1, got {crop_fraction}.")
     shorter = {"shortest_edge": round(max(height, width) / crop_fraction)}
     return ViTScratchImageProcessor(
         size=shorter, do_center_crop=True, crop_size=size, default_to_square=False, **others
     )
+
+
+def _reads_digits(config: ViTScratchConfig) -> bool:
+    """Whether all data that the model has seen are MNIST's digits as they are: the competition or the sample.
+
+    Other data in the same layout, such as Fashion-MNIST or Kannada-MNIST, are not known to be light ink on black.
+    """
+    seen = set(config.training_data or ())
+    return bool(seen) and seen <= {COMPETITION, SAMPLE} and (config.image_size, config.num_channels) == (28, 1)
 
 
 def build_augmentation(arguments: AugmentationArguments) -> nn.Module | None:

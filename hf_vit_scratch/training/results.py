@@ -13,8 +13,9 @@ from ..conversion.pretrained import model_name
 from ..data.digit_recognizer import COMPETITION, SAMPLE
 from ..data.sources import source_name
 from ..device import describe
+from ..evaluation.classifier import load_model
 from ..evaluation.plots import plot_confusion_matrix, plot_curves
-from ..evaluation.prediction import load_model, predict_logits, write_predictions
+from ..evaluation.prediction import predict_logits, write_predictions
 from ..hub.card import write_card
 from ..output_folder import (
     CONFUSION_PLOT,

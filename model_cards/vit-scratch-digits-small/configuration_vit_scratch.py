@@ -10,8 +10,7 @@ from transformers.utils.versions import require_version
 
 require_version("transformers>=5.4")
 
-# The named sizes. The columns are those of the paper's table 1, and the patch size, which is the number after the
-# slash. "Ti" and "S" are from DeiT (arXiv 2012.12877, table 1). The digits sizes are for 28x28 grey images.
+# The columns of the paper's table 1, then the patch size. "Ti" and "S" are from DeiT (arXiv 2012.12877, table 1).
 _FIELDS = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "patch_size")
 _TABLE = {
     "Ti/16": (12, 192, 768, 3, 16),
@@ -24,10 +23,8 @@ _TABLE = {
     "digits-base": (9, 192, 768, 6, 4),
 }
 _DIGITS = {"image_size": 28, "num_channels": 1, "initializer_range": 0.0}
-SIZES = {
-    name: {**dict(zip(_FIELDS, row, strict=True)), **(_DIGITS if name.startswith("digits") else {})}
-    for name, row in _TABLE.items()
-}
+_DIGITS_TOO = {name: _DIGITS if name.startswith("digits") else {} for name in _TABLE}
+SIZES = {name: dict(zip(_FIELDS, row, strict=True)) | _DIGITS_TOO[name] for name, row in _TABLE.items()}
 
 _CHOICES = dict(position_embedding=("learned", "sincos2d", "none"), pooling=("cls", "mean"), stem=("patch", "conv"))
 # The largest integers, which are far above those of published ViTs; 65,536 for other fields.
@@ -48,25 +45,22 @@ class ViTScratchConfig(PretrainedConfig):
         num_attention_heads (`int`, defaults to 12): number k of attention heads; must divide `hidden_size`.
         intermediate_size (`int`, defaults to 3072): width of the MLP's hidden layer.
         hidden_act (`str`, defaults to `"gelu"`): activation of the MLP, a key of `transformers.activations.ACT2FN`.
-        hidden_dropout_prob (`float`, defaults to 0.0): dropout after the embeddings and after every dense layer
-            except the query-key-value projection (appendix B.1).
+        hidden_dropout_prob (`float`, defaults to 0.0): dropout after embeddings and dense layers but q, k, v (B.1).
         attention_probs_dropout_prob (`float`, defaults to 0.0): dropout of the attention weights.
         layer_norm_eps (`float`, defaults to 1e-6): epsilon of every normalization layer.
         initializer_range (`float`, defaults to 0.02): standard deviation of the initial weights. 0: Glorot's
             uniform initialization, as in the paper's code, with which narrow models learn much faster.
         qkv_bias (`bool`, defaults to `True`): whether the query-key-value projection has a bias.
-        position_embedding (`"learned"`, `"sincos2d"` or `"none"`, defaults to `"learned"`): learned or none, as in
-            appendix D.4, or fixed 2D sines and cosines (arXiv 2104.02057; `hidden_size` must be a multiple of 4).
+        position_embedding (`"learned"`, `"sincos2d"` or `"none"`, defaults to `"learned"`): appendix D.4, or fixed 2D
+            sines and cosines (arXiv 2104.02057), for which `hidden_size` must be a multiple of 4.
         pooling (`"cls"` or `"mean"`, defaults to `"cls"`): input of the head: the class token, or the mean of the
             patch tokens of a model without a class token (appendix D.3).
         stem (`"patch"` or `"conv"`, defaults to `"patch"`): a linear projection of each patch (equation 1), or the
             paper's hybrid (section 3.1): a small CNN of 3x3 convolutions that reduces the image to one position per
             patch; `patch_size` must be a power of 2.
         stem_depth (`int`, defaults to 1): number of 3x3 convolutions of the `"conv"` stem per halving of the image.
-        stem_width (`int`, *optional*): channels of the `"conv"` stem before the last halving. Unset: half of
-            `hidden_size`.
-        drop_path_rate (`float`, defaults to 0.0): stochastic depth (arXiv 1603.09382): drop rate of the last block;
-            the rate rises linearly from 0 at the first block.
+        stem_width (`int`, *optional*): its channels before the last halving. Unset: half of `hidden_size`.
+        drop_path_rate (`float`, defaults to 0.0): stochastic depth (arXiv 1603.09382), rising to this rate linearly.
         training_data (`list[str]`, *optional*): names of the data sets that the weights were trained on.
 
     Raises:

@@ -9,11 +9,14 @@ from transformers.utils.versions import require_version
 require_version("transformers>=5.4")  # before an import that older versions do not have
 from transformers.image_processing_backends import PilBackend  # noqa: E402
 
+from .digits_vit_scratch import clearest_digit  # noqa: E402
+
 
 class ViTScratchImageProcessorKwargs(ImagesKwargs, total=False):
-    """num_channels (`int`, defaults to 3): 1 for grey images, 3 for RGB. PIL images of other modes are converted."""
+    """num_channels (`int`, defaults to 3): 1 for grey, 3 for RGB. do_center_digit (`bool`): see below."""
 
     num_channels: int
+    do_center_digit: bool
 
 
 class ViTScratchImageProcessor(PilBackend):
@@ -22,8 +25,9 @@ class ViTScratchImageProcessor(PilBackend):
     Accepts a PIL image, a path or URL, a numpy array or a tensor, or a list of these, with values from 0 to 255, and
     returns `pixel_values` of shape `(batch_size, num_channels, height, width)`. PIL images and files are converted by
     [`convert_image`]. Arrays and tensors have one channel or `num_channels`, as `(height, width)`, channels first or
-    last; values from 0 to 1 are refused unless `do_rescale=False` says that they are scaled already. Arguments are
-    the same as in transformers (`size`, `crop_size`, `do_center_crop`, `resample`, `image_mean`, `image_std`, ...).
+    last; values from 0 to 1 are refused unless `do_rescale=False` says that they are scaled already. With
+    `do_center_digit`, PIL images and files are drawn as MNIST has digits: the clearest one, or black without any.
+    Other arguments are those of transformers (`size`, `do_center_crop`, `resample`, `image_mean`, ...).
     """
 
     _auto_class = "AutoImageProcessor"
@@ -33,16 +37,18 @@ class ViTScratchImageProcessor(PilBackend):
     resample = PILImageResampling.BICUBIC
     image_mean = image_std = 0.5
     do_resize = do_rescale = do_normalize = True
+    do_center_digit = False
 
     def fetch_images(self, image_url_or_urls):
         """As in transformers, and add the channel axis, which the base class expects, to a `(height, width)` array."""
         images = super().fetch_images(image_url_or_urls)
         return images[None] if getattr(images, "ndim", None) == 2 else images
 
-    def process_image(self, image, num_channels, **kwargs) -> np.ndarray:
+    def process_image(self, image, num_channels, do_center_digit=False, **kwargs) -> np.ndarray:
         """One image as an array `(num_channels, height, width)`, 0 to 255; ValueError if its channels do not fit."""
         if isinstance(image, Image.Image):
-            image = convert_image(image, num_channels)
+            image = convert_image(image, 3 if do_center_digit else num_channels)
+            image = clearest_digit(image, self.size["height"]) if do_center_digit else image
         array = super().process_image(image, **kwargs)
         if array.shape[0] not in (1, num_channels):
             problem = f"expected an image with {num_channels} channels, got {array.shape[0]} (shape {array.shape})"

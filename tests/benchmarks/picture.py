@@ -14,7 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from hf_vit_scratch.data import load
-from hf_vit_scratch.evaluation.prediction import load_model
+from hf_vit_scratch.evaluation.classifier import load_model
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = (1503, 3795, 2221)  # of the sample: a clear digit, a doubtful one, and one of the few that it gets wrong

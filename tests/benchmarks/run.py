@@ -41,7 +41,8 @@ from steps import (
 from hf_vit_scratch import ViTScratchConfig, data
 from hf_vit_scratch.conversion.export import export_model
 from hf_vit_scratch.device import best_device, describe, set_up_cpu
-from hf_vit_scratch.evaluation.prediction import Classifier, load_model, predict_logits
+from hf_vit_scratch.evaluation.classifier import Classifier, load_model
+from hf_vit_scratch.evaluation.prediction import predict_logits
 from hf_vit_scratch.training.assembly import build_processor
 
 ROOT = Path(__file__).resolve().parents[2]

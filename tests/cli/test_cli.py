@@ -4,9 +4,10 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import blocks, call_it_the_competition
+from helpers import REPOSITORY, blocks, call_it_the_competition
 from helpers import refused_by_vit_scratch as refused
 from PIL import Image
+from processes import run_python
 
 from hf_vit_scratch.cli import main
 
@@ -211,3 +212,49 @@ def test_help_and_the_bare_import_do_not_wait_for_torch():
     )
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert "predict" in printed and "submit" in printed
+
+
+def test_predict_starts_without_what_only_trainings_need(tmp_path):
+    Image.new("L", (60, 40), 255).save(tmp_path / "blank.png")
+    code = (
+        "import sys, hf_vit_scratch.cli as cli\n"
+        "cli.main(['predict', sys.argv[1], '--model', sys.argv[2]])\n"
+        "print({'datasets', 'evaluate'} & set(sys.modules))"
+    )
+    released = REPOSITORY / "model_cards" / "vit-scratch-digits-small"
+    assert run_python(code, tmp_path / "blank.png", released).splitlines() == [
+        f"{tmp_path / 'blank.png'}\tno digit found",
+        "set()",
+    ]
+
+
+def test_predict_reads_the_digits_of_a_picture_and_says_where_none_is(run_folder, tmp_path, capsys):
+    import shutil
+
+    from PIL import ImageDraw
+
+    off = shutil.copytree(run_folder, tmp_path / "off", ignore=shutil.ignore_patterns("checkpoint-*"))
+    fields = json.loads((off / "preprocessor_config.json").read_text())
+    assert fields["do_center_digit"] is True  # since the run was on the competition
+    (off / "preprocessor_config.json").write_text(json.dumps({**fields, "do_center_digit": False}))
+    folder = run_folder
+    page = Image.new("L", (400, 200), 240)
+    page.save(tmp_path / "blank.png")
+    for left in (250, 60):
+        ImageDraw.Draw(page).line([(left, 50), (left + 40, 50), (left + 15, 150)], 20, 10)
+    page.save(tmp_path / "two.png")
+    blank, two = str(tmp_path / "blank.png"), str(tmp_path / "two.png")
+    main(["predict", blank, two, "--model", str(folder)])
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert rows[0] == [blank, "no digit found"] and [row[0] for row in rows[1:]] == [two, two]
+    steps = tmp_path / "steps.png"
+    main(["predict", two, "--model", str(folder), "--json", "--show_steps", str(steps)])
+    found = json.loads(capsys.readouterr().out)
+    assert [digit["box"][0] for digit in found["digits"]] == pytest.approx([57, 247], abs=8)
+    clearest = max(found["digits"], key=lambda digit: digit["clarity"])
+    assert found["predictions"] == clearest["predictions"]
+    assert Image.open(steps).format == "PNG" and Image.open(steps).width > 5 * 100
+    main(["predict", blank, "--model", str(folder), "--json"])
+    assert json.loads(capsys.readouterr().out) == {"file": blank, "predictions": [], "digits": []}
+    assert "do_center_digit off" in refused(capsys, "predict", two, "--model", str(off), "--show_steps", str(steps))
+    assert "one picture" in refused(capsys, "predict", two, two, "--model", str(folder), "--show_steps", str(steps))

@@ -22,7 +22,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchImageProcessor
 from hf_vit_scratch.conversion.pretrained import load_pretrained, model_name
-from hf_vit_scratch.evaluation.prediction import load_model
+from hf_vit_scratch.evaluation.classifier import load_model
 from hf_vit_scratch.settings.flags import parse_arguments
 from hf_vit_scratch.training import main
 from hf_vit_scratch.training.assembly import build_processor

@@ -86,3 +86,22 @@ def test_an_image_that_cannot_be_decoded_is_refused_not_skipped():
     split = datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()}))
     with pytest.raises(data.DataError, match="cannot be decoded"):
         ImageBatches(split, build_processor(DIGITS)).__getitems__([0])
+
+
+def test_the_mode_for_digits_leaves_rows_alone_and_turns_other_pictures_of_their_size(tmp_path):
+    """Rows as MNIST has them are bit for bit what they were; a folder of dark ink on paper is not read as it is."""
+    import datasets
+
+    from hf_vit_scratch.data.pixels import cache_images
+
+    light = np.zeros((4, 28, 28), np.uint8)
+    light[:, 6:22, 12:16] = np.random.default_rng(0).integers(128, 256, (4, 16, 4))
+    features = datasets.Features({"image": datasets.Image()})
+    size = {"height": 28, "width": 28}
+    for pixels, same in ((light, True), (255 - light, False)):
+        rows = datasets.Dataset.from_dict({"image": [Image.fromarray(one) for one in pixels]}, features=features)
+        rows = cache_images({"train": rows}, "rows", str(tmp_path))["train"]
+        processor = ViTScratchImageProcessor(size=size, num_channels=1, do_center_digit=True)
+        batch = ImageBatches(rows, processor).__getitems__([0, 1, 2, 3])["pixel_values"][:, 0].numpy()
+        assert (batch == pixels).all() == same
+        assert batch[:, 0].max() == 0 and batch[:, 10:18, 13:15].min() > 100

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import REPOSITORY
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchImageProcessor
+from hf_vit_scratch.data import load
+from hf_vit_scratch.data.pixels import known_labels
 from hf_vit_scratch.demo.answers import MAX_UPLOAD_BYTES, ShownModel, data_uri, read_picture
 from hf_vit_scratch.demo.examples import examples, note
 from hf_vit_scratch.explanation import rollout_map
@@ -73,8 +75,24 @@ def test_where_it_looked_is_most_opaque_where_the_rollout_is_largest(tmp_path):
 
 
 def test_a_picture_without_a_digit_is_said_to_have_none():
-    with pytest.raises(ValueError, match="No digit was found"):
-        ShownModel(RELEASED).answer(Image.new("L", (280, 280)))
+    model = ShownModel(RELEASED)
+    for colour, drawn in (("black", True), ("black", False), ("white", False)):
+        with pytest.raises(ValueError, match="No digit was found"):
+            model.answer(Image.new("RGB", (280, 280), colour), drawn)
+
+
+def test_dark_digits_on_a_page_are_read_and_the_clearest_of_several_is_named():
+    model, sample = ShownModel(RELEASED), load("sample", validation_size=0)["train"]
+    rows = [int(np.flatnonzero(known_labels(sample) == label)[3]) for label in range(10)]
+    for label, row in enumerate(rows):
+        ink = ImageOps.invert(sample[row]["image"]).resize((140, 140), Image.Resampling.BICUBIC)
+        page = Image.new("RGB", (500, 400), "white")
+        page.paste(ink, (260, 90))
+        answer = model.answer(page)
+        assert (answer["label"], answer["note"]) == (str(label), "")
+        page.paste(ink.point(lambda value: 255 - (255 - value) * 3 // 4), (60, 200))
+        answer = model.answer(page)
+        assert (answer["label"], answer["note"]) == (str(label), "2 digits were found: this is the clearest.")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from PIL import Image
 from processes import Python
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchImageProcessor
-from hf_vit_scratch.evaluation.prediction import load_model
+from hf_vit_scratch.evaluation.classifier import load_model
 
 RELEASED = REPOSITORY / "model_cards" / "vit-scratch-digits-small"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

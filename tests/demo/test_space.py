@@ -12,7 +12,10 @@ import tomllib
 import pytest
 from helpers import REPOSITORY, refused_by_vit_scratch
 from huggingface_hub import SpaceCard
+from PIL import Image
 from processes import Python, run_python
+
+from hf_vit_scratch.demo.answers import data_uri
 
 RELEASED = REPOSITORY / "model_cards" / "vit-scratch-digits-small"
 MODEL, SPACE = "alice/digits", "alice/draw"
@@ -68,7 +71,9 @@ def test_a_space_is_pushed_and_its_app_starts_and_answers(hub, tmp_path):
     page = connection.getresponse().read().decode()
     (about,) = re.findall(r'id="about">(.*?)</script>', page)
     assert json.loads(about)["models"] == [{"name": MODEL, "draws": True}]
-    picture = "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+    bar = Image.new("L", (200, 200), 255)
+    bar.paste(0, (90, 40, 110, 160))
+    picture = data_uri(bar)
     body = json.dumps({"data": [MODEL, picture, False]})
     connection.request("POST", "/gradio_api/run/classify", body, {"Content-Type": "application/json"})
     (answer,) = json.loads(connection.getresponse().read())["data"]

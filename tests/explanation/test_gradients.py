@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification
-from hf_vit_scratch.evaluation.prediction import load_model
+from hf_vit_scratch.evaluation.classifier import load_model
 from hf_vit_scratch.explanation import gradient_map, gradients, randomization_check, rollout_map
 from hf_vit_scratch.explanation.gradients import parts_from_the_top, rank_correlation
 

@@ -237,7 +237,7 @@ def test_a_failure_leaves_the_earlier_page_as_it_was(run_folder, photos, tmp_pat
     ],
 )
 def test_what_the_page_says_of_rows_that_the_model_may_have_seen(change, words, run_folder, competition, tmp_path):
-    from hf_vit_scratch.evaluation.prediction import load_model
+    from hf_vit_scratch.evaluation.classifier import load_model
     from hf_vit_scratch.explanation.images import ImageSource, read_pictures
 
     folder = shutil.copytree(run_folder, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
@@ -263,7 +263,7 @@ def test_what_the_page_says_of_rows_that_the_model_may_have_seen(change, words, 
 def test_rows_of_a_streamed_run(run_folder, tmp_path):
     from hf_vit_scratch.data import load
     from hf_vit_scratch.data.shards import write_shards
-    from hf_vit_scratch.evaluation.prediction import load_model
+    from hf_vit_scratch.evaluation.classifier import load_model
     from hf_vit_scratch.explanation.images import ImageSource, read_pictures
 
     write_shards(load(str(run_folder.parent / "digits.zip")), tmp_path / "shards", images_per_shard=100)

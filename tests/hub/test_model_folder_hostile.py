@@ -21,7 +21,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification
 from hf_vit_scratch.cli import main
 from hf_vit_scratch.conversion.pretrained import load_pretrained
-from hf_vit_scratch.evaluation.prediction import load_model
+from hf_vit_scratch.evaluation.classifier import load_model
 from hf_vit_scratch.hub.repository import files_to_push
 from hf_vit_scratch.training.assembly import build_processor
 

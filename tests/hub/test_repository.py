@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from hf_vit_scratch.hub.repository import files_to_push
 
-CODE = [f"{room}_vit_scratch.py" for room in ("configuration", "modeling", "image_processing")]
+CODE = [f"{room}_vit_scratch.py" for room in ("configuration", "modeling", "image_processing", "digits")]
 MODEL = {"config.json", "model.safetensors", "preprocessor_config.json", *CODE}
 PUSHED = MODEL | {"README.md", "all_results.json", "training_args.json", "curves.png", "confusion_matrix.png"}
 PUSHED |= {"example.png"}
@@ -189,7 +189,7 @@ print(json.dumps(found))
 
 
 def test_a_repository_is_all_that_a_fresh_python_needs(hub, run_folder, other_weights, digit, tmp_path):
-    from hf_vit_scratch.evaluation.prediction import load_model
+    from hf_vit_scratch.evaluation.classifier import load_model
 
     expected = []
     for folder in (run_folder, other_weights):

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import hf_vit_scratch
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchImageProcessor
 
-CODE = ["configuration_vit_scratch.py", "image_processing_vit_scratch.py", "modeling_vit_scratch.py"]
+CODE = [f"{name}_vit_scratch.py" for name in ("configuration", "digits", "image_processing", "modeling")]
 FIELDS = {
     "grey": {},
     "colour": {
