@@ -80,19 +80,10 @@ def test_loading_of_a_stream_is_measured_beside_the_model(tmp_path):
         assert f"| {what}" in printed
 
 
-def test_the_kinds_of_pictures_of_digits_are_drawn_and_read(tmp_path):
-    kinds = ("paper", "printed_on_a_tile", "show_through")
+def test_the_kinds_of_pictures_of_digits_are_drawn_and_read():
+    kinds = ("paper", "printed_on_a_tile", "form_box")
     printed = run("own_digits.py", "--half", "making", "nothing", "--number", "2", "--kinds", *kinds)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines() if "%" in line]
-    assert [row[0] for row in rows] == [
-        "paper",
-        "mean",
-        *kinds[1:],
-        "mean",
-        "blank",
-        "texture",
-        "letter",
-        *rows[-1][:1],
-    ]
-    assert rows[2][1:4] == ["100%"] * 3  # printed digits, which every method reads
-    assert [row[1] for row in rows[6:8]] == ["100%", "100%"]
+    right = {row[0]: row[1] for row in rows}
+    assert {*kinds, "mean", "blank", "texture", "letter"} < right.keys()
+    assert right["printed_on_a_tile"] == right["blank"] == right["texture"] == "100%"
