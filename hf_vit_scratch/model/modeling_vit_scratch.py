@@ -116,7 +116,7 @@ def sincos2d_positions(rows: int, columns: int, hidden_size: int) -> torch.Tenso
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
     """Equation 7: SA(z) = softmax(q k^T / sqrt(D_h)) v. `(B, heads, T, head_dim)` -> `(B, T, heads, head_dim)`."""
     weights = (query * scaling) @ key.transpose(-2, -1)  # (B, heads, T, T)
-    weights = weights.softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    weights = weights.softmax(dim=-1, dtype=torch.promote_types(weights.dtype, torch.float32)).to(value.dtype)
     weights = nn.functional.dropout(weights, p=dropout, training=module.training)
     return (weights @ value).transpose(1, 2), weights
 
@@ -203,16 +203,16 @@ class ViTScratchPreTrainedModel(PreTrainedModel):
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
     _no_split_modules = ["ViTScratchEmbeddings", "ViTScratchLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": ViTScratchLayer, "attentions": ViTScratchAttention}
     _input_embed_layer = "patch_embeddings"
 
     def __init__(self, config: ViTScratchConfig, *args, **kwargs):
         config.validate()  # a field may have been changed after the config was created
+        # sdpa, the default of transformers, is slow backwards for short sequences on a CPU.
+        if config._attn_implementation is None and config.num_tokens <= 150 and not torch.accelerator.is_available():
+            config._attn_implementation = "eager"
         super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()

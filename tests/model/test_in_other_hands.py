@@ -144,7 +144,8 @@ def test_hooks_in_the_last_block_see_what_those_of_transformers_vit_see(kind, at
             handle.remove()
             found.append(seen[name])
         assert found[0].shape[:2] == (4, 5), name
-        torch.testing.assert_close(found[0], found[1])
+        # transformers' eager attention computes its softmax in float32.
+        torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("target", ["layernorm_before", "layer"])
