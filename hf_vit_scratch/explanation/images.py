@@ -94,6 +94,10 @@ def _read_files(files: tuple[str, ...], classifier: Classifier) -> Pictures:
     options = {"do_rescale": False, "do_normalize": False, "return_tensors": "np"}
     process = functools.partial(classifier.processor, **options)
     arrays = [process_file(file, process)["pixel_values"][0] for file in files]
+    if classifier.processor.do_center_digit:
+        blank = [file for file, array in zip(files, arrays, strict=True) if not array.any()]
+        if blank:
+            raise ValueError(f"no digit was found in {', '.join(blank)}: leave out what holds none.")
     pixels = torch.from_numpy(np.stack(arrays).astype(np.uint8))
     names = [os.path.basename(file) for file in files]
     count = "1 image file" if len(files) == 1 else f"{len(files):,} image files"

@@ -276,3 +276,21 @@ def test_rows_of_a_streamed_run(run_folder, tmp_path):
     assert "20 images of the validation split of shards, with labels. The model was not trained" in pictures.origin
     with pytest.raises(ValueError, match="no images are drawn from the stream train"):
         read_pictures(str(folder), classifier, ImageSource(data=data, split="train"), 30)
+
+
+def test_a_picture_of_a_digit_is_explained_as_the_model_is_given_it_and_a_blank_one_refused(
+    run_folder, tmp_path, capsys
+):
+    from hf_vit_scratch.evaluation.classifier import load_model
+    from hf_vit_scratch.explanation.images import ImageSource, read_pictures
+
+    page = Image.new("L", (300, 200), 240)
+    page.save(tmp_path / "blank.png")
+    page.paste(20, (120, 40, 140, 160))
+    page.save(tmp_path / "bar.png")
+    files = [str(tmp_path / name) for name in ("bar.png", "blank.png")]
+    flags = ["--model", str(run_folder), "--output_dir", str(tmp_path / "out")]
+    assert f"no digit was found in {files[1]}: leave out" in refused(capsys, "explain", "--images", *files, *flags)
+    pictures = read_pictures(str(run_folder), load_model(run_folder), ImageSource(files=(files[0],)), 1)
+    rows, columns = (np.flatnonzero(pictures.pixels([0])[0, 0].amax(dim=axis) > 127) for axis in (1, 0))
+    assert (len(rows), 3 <= len(columns) <= 4) == (20, True)  # light, as long as MNIST's digits
