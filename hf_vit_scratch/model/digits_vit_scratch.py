@@ -289,7 +289,7 @@ def _ink_of(image: Image.Image, mask: np.ndarray, box: list[int], view: _View) -
     size = contrast.shape[::-1]
     found = np.asarray(found.resize(size, Image.Resampling.BILINEAR, box=(left, top, right, bottom))) > 127
     if not found.all():
-        contrast = np.maximum(contrast - np.median(contrast[~found]), 0)
+        contrast = _without_lines(np.maximum(contrast - np.median(contrast[~found]), 0))
     labels = _components(contrast > 0.4 * np.quantile(contrast[found], 0.75))
     of_digit = np.isin(labels, np.unique(labels[found & (labels > 0)]))
     if not of_digit.any():  # a few pixels, which the reduced picture has blurred

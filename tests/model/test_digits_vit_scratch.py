@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from processes import run_python
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchImageProcessor
@@ -117,6 +117,36 @@ def test_noise_and_shade_and_squared_paper_have_no_digit():
     ):
         pixels = np.clip(page + random.normal(0, 3, page.shape), 0, 255).astype(np.uint8)
         assert find_digits(Image.fromarray(pixels).convert("RGB"), 28) == []
+
+
+def test_thick_ink_that_fills_its_picture_is_the_digit_and_its_ground_is_not():
+    thick = ImageOps.expand(picture(), 40, "white").filter(ImageFilter.MinFilter(21))
+    left, top, right, bottom = ImageOps.invert(thick.convert("L")).getbbox()
+    filled = thick.crop((left - 4, top - 4, right + 4, bottom + 4))
+    assert np.mean(np.asarray(filled.convert("L")) < 128) > 0.4
+    for image in (filled, ImageOps.invert(filled)):
+        assert same_digit(drawn(image), drawn(ImageOps.expand(thick, 200, "white")))
+
+
+def test_ruled_lines_and_the_edge_of_a_sheet_on_a_table_are_no_ink():
+    ruled = picture()
+    pixels = np.asarray(ruled).copy()
+    for row in range(25, 300, 50):
+        pixels[row : row + 4] = np.minimum(pixels[row : row + 4], (90, 110, 180))
+    assert same_digit(drawn(Image.fromarray(pixels)), drawn(ruled))
+    table = {"expand": True, "resample": Image.Resampling.BICUBIC}
+    sheet = picture().rotate(7, fillcolor=(70, 50, 40), **table)
+    assert same_digit(
+        drawn(ImageOps.expand(sheet, 30, (70, 50, 40))), drawn(picture().rotate(7, fillcolor="white", **table))
+    )
+
+
+def test_the_first_digit_is_the_one_on_the_left_though_another_is_clearer():
+    image = Image.new("RGB", (400, 200), "white")
+    for left, ink in ((40, (90, 90, 90)), (220, "black")):
+        image.paste(picture((160, 160), (20, 20), ink=ink), (left, 20))
+    first, second = find_digits(image, 28)
+    assert first.box[0] < 200 < second.box[0] and first.clarity < second.clarity
 
 
 def test_several_digits_come_from_left_to_right_each_with_its_box():
