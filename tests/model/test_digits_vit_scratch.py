@@ -134,11 +134,13 @@ def test_ruled_lines_and_the_edge_of_a_sheet_on_a_table_are_no_ink():
     for row in range(25, 300, 50):
         pixels[row : row + 4] = np.minimum(pixels[row : row + 4], (90, 110, 180))
     assert same_digit(drawn(Image.fromarray(pixels)), drawn(ruled))
-    table = {"expand": True, "resample": Image.Resampling.BICUBIC}
-    sheet = picture().rotate(7, fillcolor=(70, 50, 40), **table)
-    assert same_digit(
-        drawn(ImageOps.expand(sheet, 30, (70, 50, 40))), drawn(picture().rotate(7, fillcolor="white", **table))
-    )
+    for sheet, number in ((picture(), 1), (Image.new("RGB", (400, 300), "white"), 0)):
+        table = Image.new("RGB", (700, 600), (40, 40, 45))
+        table.paste(sheet, (150, 150))
+        assert len(find_digits(table, 28)) == number
+    turned = {"expand": True, "resample": Image.Resampling.BICUBIC}
+    table.paste(picture().rotate(7, fillcolor=(40, 40, 45), **turned), (120, 120))
+    assert same_digit(drawn(table), drawn(picture().rotate(7, fillcolor="white", **turned)))
 
 
 def test_the_first_digit_is_the_one_on_the_left_though_another_is_clearer():
