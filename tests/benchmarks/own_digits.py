@@ -21,7 +21,7 @@ from digit_pictures import FONTS, KINDS, NOTHING, PENS, Ink, encoded, from_font,
 from PIL import Image
 from scipy import ndimage
 
-from hf_vit_scratch.model.digits_vit_scratch import find_digits
+from hf_vit_scratch.model.digits_vit_scratch import clearest_digit
 from hf_vit_scratch.model.image_processing_vit_scratch import convert_image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -110,13 +110,12 @@ class Measure:
 
         self.options, self.torch = options, torch
         self.model, self.processor = load_model(options.model, torch.device("cpu"))
-        self.chosen = {"do_center_digit": not options.plain}
         self.hands = handwriting(options.model, options.data)
 
-    def scores(self, image: Image.Image, **chosen) -> np.ndarray:
-        """The probabilities of the ten digits."""
+    def scores(self, image: Image.Image) -> np.ndarray:
+        """The probabilities of the ten digits, of an image that is prepared already."""
         with self.torch.inference_mode():
-            inputs = self.processor(image, return_tensors="pt", **{**self.chosen, **chosen})
+            inputs = self.processor(image, do_center_digit=False, return_tensors="pt")
             return self.model(**inputs).logits.softmax(dim=-1)[0].numpy()
 
     def nothing(self) -> list[dict]:
@@ -133,7 +132,8 @@ class Measure:
                     image = opened(paper(digit.ink, rng))
                 else:
                     image = opened(draw(np.random.default_rng([*name.encode(), 1, index])))
-                best.append(self.scores(image).max() if find_digits(convert_image(image, 3), 28) else 0.0)
+                given = clearest_digit(convert_image(image, 3), 28)
+                best.append(self.scores(given).max() if given.getbbox() else 0.0)
             shares = [float(np.mean(np.array(best) > one)) for one in (0.0, *thresholds)]
             rows.append(
                 {"kind": name, "refused": 1 - shares[0], **dict(zip(map(str, thresholds), shares[1:], strict=True))}
@@ -152,11 +152,12 @@ class Measure:
             right, best, missed = [], [], 0
             for index, (digit, rng) in enumerate(digits(name, self.options.number, self.hands)):
                 image = opened(content := draw(digit.ink, rng))
-                found = self.scores(image).argmax()
-                missed += not self.options.plain and not find_digits(convert_image(image, 3), 28)
+                given = image if self.options.plain else clearest_digit(convert_image(image, 3), 28)
+                found = self.scores(given).argmax()
+                missed += given.getextrema() == (0, 0)
                 right.append(found == digit.label)
                 ceiling = opened(as_mnist(digit.ink))
-                best.append(self.scores(ceiling, **dict.fromkeys(self.chosen, False)).argmax() == digit.label)
+                best.append(self.scores(ceiling).argmax() == digit.label)
                 if self.options.write and not right[-1]:
                     self.options.write.mkdir(parents=True, exist_ok=True)
                     name_of_it = f"{name}-{index:03}-{digit.label}-read-as-{found}"
