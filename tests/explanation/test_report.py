@@ -210,8 +210,10 @@ def test_bad_input_is_refused_in_one_line(argv, words, run_folder, tmp_path, cap
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_failure_leaves_the_earlier_page_as_it_was(run_folder, photos, tmp_path, monkeypatch):
-    flags = ["explain", "--images", photos[0], "--model", str(run_folder), "--output_dir", str(tmp_path / "out")]
+def test_a_failure_leaves_the_earlier_page_as_it_was(run_folder, tmp_path, monkeypatch):
+    digit = tmp_path / "digit.png"
+    Image.fromarray(np.pad(np.full((18, 4), 250, np.uint8), ((5, 5), (12, 12)))).save(digit)
+    flags = ["explain", "--images", str(digit), "--model", str(run_folder), "--output_dir", str(tmp_path / "out")]
     main(flags)
     before = {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
 
@@ -223,7 +225,7 @@ def test_a_failure_leaves_the_earlier_page_as_it_was(run_folder, photos, tmp_pat
         main(flags)
     assert stopped.value.code == 2
     assert {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()} == before
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "photos"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["digit.png", "out"]
 
 
 @pytest.mark.parametrize(
