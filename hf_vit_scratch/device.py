@@ -9,7 +9,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import PIL.Image
 import torch
 
 # Largest number of tokens for which eager attention trains faster on a CPU than scaled_dot_product_attention, whose
@@ -17,22 +16,11 @@ import torch
 # times at 401. In fp32 (AVX2) it is 1.05 times as fast at 50 tokens and not faster from 100 tokens on; at 257 tokens
 # it needs twice the memory.
 _EAGER_TOKENS_ON_CPU = {"bf16": 300, "fp32": 150}
-MAX_ASPECT = 200  # of the sides of a picture
 
 
 def best_device() -> torch.device:
     """The accelerator if there is one, else the CPU."""
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-
-
-def check_size(image: PIL.Image.Image) -> None:
-    """Raises: ValueError for a picture so large or so narrow that resizing it could take all memory."""
-    width, height = image.size
-    most = PIL.Image.MAX_IMAGE_PIXELS
-    if most and width * height > most:
-        raise ValueError(f"it has {width}x{height} pixels, expected at most {most:,} in all: make it smaller")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise ValueError(f"it has {width}x{height} pixels, expected sides that differ {MAX_ASPECT}-fold at most")
 
 
 def set_up_cpu() -> None:

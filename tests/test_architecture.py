@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "hf_vit_scratch"
 # From the top floor down. The files outside of the folders are the ground floor, in this order.
 FLOORS = (
     *("cli", "demo", "explanation", "exploration", "training", "conversion", "evaluation", "hub", "settings", "data"),
-    *("model", "device", "output_folder", "console"),
+    *("model", "image_files", "device", "output_folder", "console"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 LONGEST, MOST_ARGUMENTS = 60, 5

@@ -46,7 +46,8 @@ def _image(file: str, classifier, arguments: argparse.Namespace) -> list[str]:
     """The line of an image."""
     import torch
 
-    from ..evaluation.classifier import class_scores, process_file
+    from ..evaluation.classifier import class_scores
+    from ..image_files import process_file
 
     model, processor = classifier
     inputs = process_file(file, lambda image: processor(image, return_tensors="pt")).to(model.device)
@@ -60,12 +61,12 @@ def _image(file: str, classifier, arguments: argparse.Namespace) -> list[str]:
 
 def _digits(file: str, classifier, arguments: argparse.Namespace) -> list[str]:
     """The lines of the digits in a picture; with --json one line, whose `predictions` are the clearest digit's."""
-    from ..evaluation.classifier import process_file
     from ..evaluation.own_digits import draw_steps, read_digits
+    from ..image_files import process_file
 
     reading = process_file(file, lambda image: read_digits(image, classifier))
     if arguments.show_steps:
-        draw_steps(reading.steps, arguments.show_steps)
+        draw_steps(reading, arguments.show_steps)
     predictions = [_best(scores, classifier.model.config, arguments.top_k) for scores in reading.scores]
     if arguments.json:
         digits = [

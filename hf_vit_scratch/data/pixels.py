@@ -20,7 +20,7 @@ import PIL.Image
 import PIL.ImageOps
 from datasets.fingerprint import Hasher
 
-from ..device import check_size
+from ..image_files import check_size
 from ..model.image_processing_vit_scratch import convert_image
 from .errors import DataError, notice
 from .names import counted

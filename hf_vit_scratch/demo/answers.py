@@ -14,9 +14,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from ..data.pixel_csv import DIGITS
-from ..device import check_size
 from ..evaluation.classifier import Classifier, class_scores, load_model
 from ..explanation import rollout_map
+from ..image_files import check_size
 from ..model.digits_vit_scratch import find_digits
 from ..model.image_processing_vit_scratch import convert_image
 

@@ -2,8 +2,7 @@
 
 import os
 import textwrap
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -11,14 +10,12 @@ import torch
 import transformers
 from transformers import PreTrainedModel
 
-from ..device import best_device, check_size, fastest_attention
+from ..device import best_device, fastest_attention
 from ..hub.model_folder import check_model
 from ..model.configuration_vit_scratch import ViTScratchConfig
 from ..model.image_processing_vit_scratch import ViTScratchImageProcessor
 from ..model.modeling_vit_scratch import ViTScratchForImageClassification
 from ..output_folder import CONFIG_NAME, PREPROCESSOR_NAME
-
-_Made = TypeVar("_Made")
 
 
 class Classifier(NamedTuple):
@@ -73,19 +70,6 @@ def _check_processor(processor: ViTScratchImageProcessor, config: ViTScratchConf
     if pixels.shape != expected or not np.isfinite(pixels).all():
         found = f"{pixels.shape}, " + ("finite" if np.isfinite(pixels).all() else "not finite")
         raise ValueError(f"its {PREPROCESSOR_NAME} makes pixels of {found}, but its {CONFIG_NAME} takes {expected}.")
-
-
-def process_file(file: str | os.PathLike, function: Callable[[PIL.Image.Image], _Made]) -> _Made:
-    """What `function` makes of an image file.
-
-    Raises: ValueError, with the name of the file, if it is no image that can be read, or too large or narrow.
-    """
-    try:
-        with PIL.Image.open(file) as image:
-            check_size(image)
-            return function(image)
-    except Exception as error:  # Pillow raises many types of exceptions for a damaged file
-        raise ValueError(f"{file} cannot be read as an image: {error}") from error
 
 
 def class_scores(logits: torch.Tensor, config: ViTScratchConfig) -> torch.Tensor:

@@ -16,18 +16,18 @@ _HEIGHT = 168  # of a drawn step, in pixels: 6 for each of 28
 
 
 class DigitReading(NamedTuple):
-    """The digits of a picture from left to right, and the steps that lead to them.
+    """The digits of a picture from left to right.
 
     Args:
-        digits: each with its box `(left, top, right, bottom)` in pixels of the upright picture, how clear it is, and
+        picture: RGB, upright.
+        digits: each with its box `(left, top, right, bottom)` in pixels of `picture`, how clear it is, and
             `pixels`, uint8 `(side, side)`, which the model is given.
         scores: of the classes, `(num_digits, num_labels)`, as transformers' pipeline computes them.
-        steps: title and RGB picture: the picture with its boxes, then ink and `pixels` of each digit.
     """
 
+    picture: PIL.Image.Image
     digits: list[Digit]
     scores: torch.Tensor
-    steps: list[tuple[str, PIL.Image.Image]]
 
 
 def read_digits(image: PIL.Image.Image, classifier: Classifier) -> DigitReading:
@@ -38,17 +38,19 @@ def read_digits(image: PIL.Image.Image, classifier: Classifier) -> DigitReading:
         classifier: of [`load_model`], a model of digits whose processor has `do_center_digit`.
     """
     model, processor = classifier
-    digits = find_digits(upright := convert_image(image, 3), processor.size["height"])
+    picture = convert_image(image, 3)
+    digits = find_digits(picture, processor.size["height"])
     scores = torch.empty(0, model.config.num_labels)
     if digits:
         grey = [PIL.Image.fromarray(digit.pixels) for digit in digits]
         inputs = processor(grey, do_center_digit=False, return_tensors="pt").to(model.device)
         with torch.inference_mode():
             scores = class_scores(model(**inputs).logits, model.config).cpu()
-    return DigitReading(digits, scores, _steps(upright, digits))
+    return DigitReading(picture, digits, scores)
 
 
 def _steps(image: PIL.Image.Image, digits: list[Digit]) -> list[tuple[str, PIL.Image.Image]]:
+    """Title and RGB picture: the picture with its boxes, then ink and `pixels` of each digit."""
     picture = image.resize((max(1, round(image.width * _HEIGHT / image.height)), _HEIGHT))
     draw, scale = PIL.ImageDraw.Draw(picture), _HEIGHT / image.height
     for digit in digits:
@@ -62,9 +64,9 @@ def _steps(image: PIL.Image.Image, digits: list[Digit]) -> list[tuple[str, PIL.I
     return steps
 
 
-def draw_steps(steps: list[tuple[str, PIL.Image.Image]], file: str | os.PathLike) -> None:
-    """Draw the steps of a [`DigitReading`] beside each other, each under its title, as a PNG."""
-    gap, title_height = 8, 16
+def draw_steps(reading: DigitReading, file: str | os.PathLike) -> None:
+    """Draw the steps from a picture to what the model is given beside each other, each under its title, as a PNG."""
+    steps, gap, title_height = _steps(reading.picture, reading.digits), 8, 16
     widths = [max(picture.width, 6 * len(title)) + gap for title, picture in steps]
     page = PIL.Image.new("RGB", (sum(widths) + gap, _HEIGHT + title_height + 2 * gap), "lightgrey")
     draw, left = PIL.ImageDraw.Draw(page), gap

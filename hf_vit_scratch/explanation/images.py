@@ -18,7 +18,8 @@ from ..data.image_folder import file_names
 from ..data.pixels import label_array, row_numbers
 from ..data.shards import Stream
 from ..data.sources import source_name
-from ..evaluation.classifier import Classifier, process_file
+from ..evaluation.classifier import Classifier
+from ..image_files import process_file
 from ..model.configuration_vit_scratch import ViTScratchConfig
 from ..output_folder import RESULTS_NAME, SETTINGS_NAME, read_json
 from ..settings.flags import DataArguments, complete_settings

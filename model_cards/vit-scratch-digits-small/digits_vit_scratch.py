@@ -23,6 +23,10 @@ CLEAR_SCORE = 0.5  # of a digit on paper of one colour, with which no other pape
 MOST_DIGITS = 12  # more are a texture
 
 
+# Red, green, blue and grey of the paper, or the window of closing and opening as a fraction of the shorter side.
+_Paper = np.ndarray | float
+
+
 class Digit(NamedTuple):
     """A digit and what the model is given of it.
 
@@ -50,11 +54,7 @@ class _View(NamedTuple):
     ink: np.ndarray
     other: np.ndarray  # contrast of what would be ink of the other kind
     kind: tuple[int, int]  # 0 for dark ink or 1 for light ink, and the channel
-    paper: "_Paper"
-
-
-# Its red, green, blue and grey, or the window of closing and opening as a fraction of the shorter side.
-_Paper = np.ndarray | float
+    paper: _Paper
 
 
 def find_digits(image: Image.Image, side: int) -> list[Digit]:

@@ -1,4 +1,4 @@
-"""Pictures of digits as people have them, in 48 kinds, and pictures without a digit, drawn from random numbers."""
+"""Pictures of digits as people have them, in 49 kinds, and pictures without a digit, drawn from random numbers."""
 
 import io
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""How many pictures of digits a model reads, of the 48 kinds of digit_pictures.py.
+"""How many pictures of digits a model reads, of the 49 kinds of digit_pictures.py.
 
     python tests/benchmarks/own_digits.py --half making
     python tests/benchmarks/own_digits.py --half once nothing --model output/fold1 --data digit-recognizer.zip

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import ViTConfig, ViTForImageClassification
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchModel
+from hf_vit_scratch.device import fastest_attention
 from hf_vit_scratch.model.modeling_vit_scratch import ViTScratchDropPath
 
 SMALL = {
@@ -204,6 +205,7 @@ def test_the_default_attention_is_the_one_that_trains_fastest_and_a_choice_stays
     model.save_pretrained(tmp_path)
     load = ViTScratchForImageClassification.from_pretrained
     assert config.num_tokens == tokens
+    assert fastest_attention(tokens, torch.device("cpu")) == expected  # what train.py chooses in fp32
     assert model.config._attn_implementation == load(tmp_path).config._attn_implementation == expected
     for choice in ("eager", "sdpa", "flex_attention"):
         assert load(tmp_path, attn_implementation=choice).config._attn_implementation == choice
