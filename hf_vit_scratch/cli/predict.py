@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from pathlib import Path
 
 from .flags import add_command, add_model
 
@@ -33,6 +34,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--top_k must be at least 1, got {arguments.top_k}.")
     if arguments.show_steps and len(arguments.images) > 1:
         raise ValueError(f"--show_steps draws the steps of one picture, got {len(arguments.images)} pictures.")
+    if arguments.show_steps:
+        steps = Path(arguments.show_steps)
+        if steps.suffix.lower() != ".png" or not steps.parent.is_dir() or steps.is_dir():
+            raise ValueError(f"--show_steps expects a file FILE.png in a folder that exists, got {steps}.")
     classifier = load_model(arguments.model)
     if arguments.show_steps and not classifier.processor.do_center_digit:
         raise ValueError(f"--show_steps needs a model of digits, and {arguments.model} has do_center_digit off.")

@@ -257,4 +257,7 @@ def test_predict_reads_the_digits_of_a_picture_and_says_where_none_is(run_folder
     main(["predict", blank, "--model", str(folder), "--json"])
     assert json.loads(capsys.readouterr().out) == {"file": blank, "predictions": [], "digits": []}
     assert "do_center_digit off" in refused(capsys, "predict", two, "--model", str(off), "--show_steps", str(steps))
+    for wrong in (tmp_path / "nowhere" / "steps.png", tmp_path / "steps.jpg", tmp_path):
+        words = f"expects a file FILE.png in a folder that exists, got {wrong}."
+        assert words in refused(capsys, "predict", two, "--model", str(folder), "--show_steps", str(wrong))
     assert "one picture" in refused(capsys, "predict", two, two, "--model", str(folder), "--show_steps", str(steps))
