@@ -232,7 +232,7 @@ class TrialRunner:
             return model, {"parameters": parameters, "flops": flops}
         config = self.config(spec.fields)
         config._attn_implementation = self.run.attn_implementation or fastest_attention(
-            config.num_tokens, self.training.device, self.training.bf16
+            config.num_tokens, self.training.device, self.training.bf16, self.training.torch_compile
         )
         price = cost(config)
         return ViTScratchForImageClassification(config), {

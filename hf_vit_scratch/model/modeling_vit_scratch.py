@@ -137,7 +137,7 @@ class ViTScratchAttention(nn.Module):
     def forward(self, hidden_states: torch.Tensor, num_outputs: int | None = None, **kwargs) -> tuple:
         # Equation 6, all heads at once: (B, T, 3D) -> (B, T, 3, heads, head_dim) -> 3 x (B, heads, T, head_dim)
         qkv = self.qkv(hidden_states).view(*hidden_states.shape[:2], 3, -1, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = (each.transpose(1, 2) for each in qkv.unbind(2))
         query = query[:, :, :num_outputs]  # only the first num_outputs tokens; None: all
         # Only eager attention returns its weights, so output_attentions selects it.
         shown = kwargs.get("output_attentions", self.config.output_attentions)

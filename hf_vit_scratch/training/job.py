@@ -258,7 +258,7 @@ def _build_trainer(job: Job) -> ViTScratchTrainer:
     settings, config, pretrained = job.settings, job.config, job.pretrained
     training, job.pretrained = settings.training, None  # so that only one copy of the model is in memory
     transformers.set_seed(training.seed)
-    fastest = fastest_attention(config.num_tokens, training.device, training.bf16)
+    fastest = fastest_attention(config.num_tokens, training.device, training.bf16, training.torch_compile)
     config._attn_implementation = settings.run.attn_implementation or fastest
     model = pretrained.fit(config) if pretrained else ViTScratchForImageClassification(config)
     processor = build_processor(config, settings.data.crop_fraction, pretrained)

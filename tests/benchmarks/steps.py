@@ -30,8 +30,8 @@ class Setting:
 
 def house_setting(config: ViTScratchConfig, device: torch.device, compiled: bool = True) -> Setting:
     """What train.py chooses for a model on a device."""
-    bf16 = computes_bf16(device)
-    return Setting(fastest_attention(config.num_tokens, device, bf16), bf16, compiled and can_compile())
+    bf16, compiled = computes_bf16(device), compiled and can_compile()
+    return Setting(fastest_attention(config.num_tokens, device, bf16, compiled), bf16, compiled)
 
 
 def settings_of(name: str, device: torch.device) -> list[Setting]:
