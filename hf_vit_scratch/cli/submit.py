@@ -55,5 +55,6 @@ def run(arguments: argparse.Namespace) -> None:
             "test set. Its score on the competition is therefore meaningless.",
             file=sys.stderr,
         )
-    write_predictions(predict_logits(classifier, splits["test"]), splits["test"], config.id2label, output)
+    logits = predict_logits(classifier, splits["test"], only_classes=True)
+    write_predictions(logits, splits["test"], config.id2label, output)
     print(f"{len(splits['test']):,} rows written to {output}")

@@ -122,8 +122,10 @@ def measure(training: TrainingArguments, splits: datasets.DatasetDict) -> dict:
     for name in ("validation", "test"):
         if name not in splits:
             continue
-        logits = predict_logits(classifier, splits[name], training.per_device_eval_batch_size)
-        if "label" in splits[name].column_names:
+        labelled = "label" in splits[name].column_names
+        size = training.per_device_eval_batch_size
+        logits = predict_logits(classifier, splits[name], size, only_classes=not labelled)
+        if labelled:
             measured = evaluate_logits(logits, splits[name]["label"][:])
             results.update({f"{name}_{key}": value for key, value in measured.items()})
         elif PartialState().is_main_process:

@@ -20,10 +20,10 @@ def record(self, indices):
     return original(self, indices)
 ImageBatches.__getitems__ = record
 predict = results.predict_logits
-def in_phase(*args):
+def in_phase(*args, **options):
     global phase
     phase = "predicted"
-    return predict(*args)
+    return predict(*args, **options)
 results.predict_logits = in_phase
 save = job.ViTScratchForImageClassification.save_pretrained
 def record_save(self, folder, *args, **kwargs):
