@@ -56,18 +56,10 @@ def can_compile() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++", "cl") if name)
 
 
-def fastest_attention(num_tokens: int, device: torch.device, bf16: bool = False, compiled: bool = False) -> str:
-    """The `attn_implementation` that trains fastest on a device: "sdpa", or for short sequences on a CPU "eager".
-
-    In bf16 and compiled it is the package's own for short sequences, which this registers.
-    """
-    if device.type != "cpu" or num_tokens > _EAGER_TOKENS_ON_CPU["bf16" if bf16 else "fp32"]:
-        return "sdpa"
-    if not (bf16 and compiled):
-        return "eager"
-    from .short_attention import SHORT_ATTENTION  # late: most commands that ask for the device train nothing
-
-    return SHORT_ATTENTION
+def fastest_attention(num_tokens: int, device: torch.device, bf16: bool = False) -> str:
+    """The `attn_implementation` that is fastest on a device: "eager" for short sequences on a CPU, else "sdpa"."""
+    most = _EAGER_TOKENS_ON_CPU["bf16" if bf16 else "fp32"]
+    return "eager" if device.type == "cpu" and num_tokens <= most else "sdpa"
 
 
 def computes_bf16(device: torch.device) -> bool:

@@ -17,7 +17,7 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 from ..data.pixels import known_labels
 from ..data.sources import source_name
 from ..data.splits import stratified_rows, three_parts
-from ..device import PeakMemory, can_compile, describe, fastest_attention, set_up_cpu
+from ..device import PeakMemory, can_compile, describe, set_up_cpu
 from ..evaluation.classifier import Classifier
 from ..evaluation.metrics import evaluate_logits
 from ..evaluation.prediction import predict_logits
@@ -27,6 +27,7 @@ from ..settings.checks import check_settings
 from ..settings.flags import Settings
 from ..training.assembly import build_config, build_processor, build_trainer
 from ..training.cnn import ConvNet, widths_for
+from ..training.short_attention import attention_for_training
 from .arguments import ExploreArguments
 from .cost import cost, module_cost
 from .search_space import distribution, read_bounds, values
@@ -231,7 +232,7 @@ class TrialRunner:
             parameters, flops = module_cost(model, (self.base.num_channels, *self.base.image_height_width))
             return model, {"parameters": parameters, "flops": flops}
         config = self.config(spec.fields)
-        config._attn_implementation = self.run.attn_implementation or fastest_attention(
+        config._attn_implementation = self.run.attn_implementation or attention_for_training(
             config.num_tokens, self.training.device, self.training.bf16, self.training.torch_compile
         )
         price = cost(config)

@@ -14,7 +14,7 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from ..console import Stopped, exit_with_one_line, leave, out_of_memory
 from ..conversion.pretrained import Pretrained, load_pretrained
 from ..data.digit_recognizer import SAMPLE, SAMPLE_NOTICE
-from ..device import can_compile, fastest_attention, set_up_cpu
+from ..device import can_compile, set_up_cpu
 from ..hub.repository import Repository
 from ..model.configuration_vit_scratch import ViTScratchConfig
 from ..model.modeling_vit_scratch import ViTScratchForImageClassification
@@ -50,6 +50,7 @@ from .resume import (
     what_there_is,
 )
 from .sharding import check_launch, is_wanted
+from .short_attention import attention_for_training
 from .teacher import get_teacher
 from .trainer import ViTScratchTrainer
 
@@ -258,7 +259,7 @@ def _build_trainer(job: Job) -> ViTScratchTrainer:
     settings, config, pretrained = job.settings, job.config, job.pretrained
     training, job.pretrained = settings.training, None  # so that only one copy of the model is in memory
     transformers.set_seed(training.seed)
-    fastest = fastest_attention(config.num_tokens, training.device, training.bf16, training.torch_compile)
+    fastest = attention_for_training(config.num_tokens, training.device, training.bf16, training.torch_compile)
     config._attn_implementation = settings.run.attn_implementation or fastest
     model = pretrained.fit(config) if pretrained else ViTScratchForImageClassification(config)
     processor = build_processor(config, settings.data.crop_fraction, pretrained)

@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 from hf_vit_scratch import ViTScratchConfig
-from hf_vit_scratch.device import can_compile, computes_bf16, fastest_attention
+from hf_vit_scratch.device import can_compile, computes_bf16
+from hf_vit_scratch.training.short_attention import attention_for_training
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Setting:
 def house_setting(config: ViTScratchConfig, device: torch.device, compiled: bool = True) -> Setting:
     """What train.py chooses for a model on a device."""
     bf16, compiled = computes_bf16(device), compiled and can_compile()
-    return Setting(fastest_attention(config.num_tokens, device, bf16, compiled), bf16, compiled)
+    return Setting(attention_for_training(config.num_tokens, device, bf16, compiled), bf16, compiled)
 
 
 def settings_of(name: str, device: torch.device) -> list[Setting]:

@@ -3,10 +3,17 @@
 import torch
 from transformers import AttentionInterface
 
-from .model.modeling_vit_scratch import eager_attention_forward
+from ..device import fastest_attention
+from ..model.modeling_vit_scratch import eager_attention_forward
 
 # The `attn_implementation` under which transformers finds it, once this file is imported.
 SHORT_ATTENTION = "vit_scratch_short"
+
+
+def attention_for_training(num_tokens: int, device: torch.device, bf16: bool, compiled: bool) -> str:
+    """The `attn_implementation` with which a model of this package trains fastest on a device."""
+    fastest = fastest_attention(num_tokens, device, bf16)
+    return SHORT_ATTENTION if fastest == "eager" and bf16 and compiled else fastest
 
 
 class _ShortAttention(torch.autograd.Function):

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification
-from hf_vit_scratch.device import fastest_attention
 from hf_vit_scratch.model.modeling_vit_scratch import eager_attention_forward
-from hf_vit_scratch.short_attention import SHORT_ATTENTION, short_attention_forward
+from hf_vit_scratch.training.short_attention import (
+    SHORT_ATTENTION,
+    attention_for_training,
+    short_attention_forward,
+)
 
 TRAINED = SimpleNamespace(training=True)
 
@@ -65,7 +68,7 @@ def test_a_model_has_the_same_logits_loss_and_gradients_with_it():
     torch.manual_seed(0)
     model = ViTScratchForImageClassification(ViTScratchConfig.from_size("digits-tiny", num_hidden_layers=2)).double()
     arguments, found = {"pixel_values": torch.randn(2, 1, 28, 28).double(), "labels": torch.tensor([0, 1])}, []
-    for attention in ("eager", fastest_attention(50, torch.device("cpu"), bf16=True, compiled=True)):
+    for attention in ("eager", attention_for_training(50, torch.device("cpu"), bf16=True, compiled=True)):
         model.set_attn_implementation(attention)
         outputs = model(**arguments)
         found.append([outputs.logits, *torch.autograd.grad(outputs.loss, list(model.parameters()))])
