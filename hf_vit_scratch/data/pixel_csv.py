@@ -18,8 +18,12 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -39,6 +43,8 @@ COMPETITION_HEADER = ["label", *PIXELS]
 # limit also keeps the pixels of a split below the 2 GiB that the 32-bit offsets of one Arrow array can address.
 MAX_CSV_BYTES = 2**30
 CSV_BLOCK_BYTES = 8 * 2**20
+# Each thread holds a block, its pixels and its columns: more threads take more memory, and wait for the unpacking.
+MOST_THREADS = 4
 
 INTEGER = re.compile(r"-?[0-9]{1,9}")
 NUMBERED = re.compile(r"(.*?)([0-9]+)")
@@ -262,6 +268,36 @@ def _csv_blocks(files: CsvFiles, role: str, has_header: bool, digest=None) -> It
             yield rest
 
 
+class _Block(NamedTuple):
+    """The rows of a block: their pixels `(rows, height * width)`, the columns, and whether a number is hexadecimal."""
+
+    pixels: np.ndarray
+    table: pa.Table
+    suspect: bool
+
+
+def _parse_block(block: bytes, names: list[str], num_pixels: int, convert: pa.csv.ConvertOptions) -> _Block:
+    # On one thread, since the blocks are read beside each other.
+    options = pa.csv.ReadOptions(column_names=names, block_size=len(block) + 1, use_threads=False)
+    table = pa.csv.read_csv(pa.BufferReader(block), options, convert_options=convert)
+    pixels = np.stack([column.to_numpy() for column in table.columns[:num_pixels]], axis=1)
+    # pyarrow accepts hexadecimal integers
+    suspect = (b"x" in block or b"X" in block) and HEXADECIMAL.search(block) is not None
+    return _Block(pixels, table.select(range(num_pixels, table.num_columns)), suspect)
+
+
+def _in_order(function: Callable[[bytes], _Block], blocks: Iterator[bytes]) -> Iterator[_Block]:
+    """The blocks, parsed in threads while the next ones are unpacked. A few are in memory at a time."""
+    workers, pending = min(MOST_THREADS, os.cpu_count() or 1), deque()
+    with ThreadPoolExecutor(workers) as pool:
+        for block in blocks:
+            pending.append(pool.submit(function, block))
+            if len(pending) > workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
 def read_table(files: CsvFiles, role: str, layout: Layout) -> Table:
     """The content of a CSV, read with pyarrow; Python only searches for the cause of a failure.
 
@@ -275,20 +311,16 @@ def read_table(files: CsvFiles, role: str, layout: Layout) -> Table:
         include_columns=[*pixels, *texts],
         null_values=[],
     )
+    convert_block = partial(_parse_block, names=names, num_pixels=len(pixels), convert=convert)
     parts, columns, digest, suspect = [], {name: [] for name in texts}, hashlib.sha256(), False
-    for block in _csv_blocks(files, role, layout.has_header, digest):
-        options = pa.csv.ReadOptions(column_names=names, block_size=len(block) + 1)
-        try:
-            table = pa.csv.read_csv(pa.BufferReader(block), options, convert_options=convert)
-        except pa.ArrowInvalid as error:
-            raise first_offence(files, role, layout) or DataError(
-                f"{files.name(role)}: {str(error)[:200]}."
-            ) from error
-        parts.append(np.stack([column.to_numpy() for column in table.columns[: len(pixels)]], axis=1))
-        for name in texts:
-            columns[name].extend(table.column(name).chunks)
-        # pyarrow accepts hexadecimal integers
-        suspect = suspect or ((b"x" in block or b"X" in block) and HEXADECIMAL.search(block) is not None)
+    try:
+        for part in _in_order(convert_block, _csv_blocks(files, role, layout.has_header, digest)):
+            parts.append(part.pixels)
+            suspect = suspect or part.suspect
+            for name in texts:
+                columns[name].extend(part.table.column(name).chunks)
+    except pa.ArrowInvalid as error:
+        raise first_offence(files, role, layout) or DataError(f"{files.name(role)}: {str(error)[:200]}.") from error
     if suspect and (offence := first_offence(files, role, layout)):
         raise offence
     if not parts:
