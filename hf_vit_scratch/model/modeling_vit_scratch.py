@@ -138,7 +138,7 @@ class ViTScratchAttention(nn.Module):
         # Equation 6, all heads at once: (B, T, 3D) -> (B, T, 3, heads, head_dim) -> 3 x (B, heads, T, head_dim)
         qkv = self.qkv(hidden_states).view(*hidden_states.shape[:2], 3, -1, self.head_dim)
         query, key, value = (each.transpose(1, 2) for each in qkv.unbind(2))
-        query = query if num_outputs is None else query[:, :, :num_outputs]  # of the first num_outputs tokens alone
+        query = query[:, :, :num_outputs]  # only the first num_outputs tokens; None: all
         # Only eager attention returns its weights, so output_attentions selects it.
         shown = kwargs.get("output_attentions", self.config.output_attentions)
         implementation = "eager" if shown else self.config._attn_implementation
@@ -190,8 +190,7 @@ class ViTScratchLayer(GradientCheckpointingLayer):
 
     def forward(self, hidden_states: torch.Tensor, num_outputs: int | None = None, **kwargs) -> torch.Tensor:
         attended, _ = self.attention(self.layernorm_before(hidden_states), num_outputs, **kwargs)
-        hidden_states = hidden_states if num_outputs is None else hidden_states[:, :num_outputs]
-        hidden_states = hidden_states + self.drop_path(self.dropout(attended))
+        hidden_states = hidden_states[:, :num_outputs] + self.drop_path(self.dropout(attended))
         return hidden_states + self.drop_path(self.dropout(self.mlp(self.layernorm_after(hidden_states))))
 
 
