@@ -1,5 +1,7 @@
 """Muon for the weight matrices of the blocks, combined with another optimizer for all other parameters."""
 
+import math
+
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -7,29 +9,71 @@ from torch.distributed.tensor import DTensor
 from .sharding import shard_like, whole
 
 
-class ShardedMuon(torch.optim.Muon):
-    """torch's Muon, also for matrices that FSDP2 has sharded: orthogonalizing an update needs the whole matrix.
+def orthogonalize(matrices: torch.Tensor, group: dict) -> torch.Tensor:
+    """The nearest orthogonal matrices, roughly, of a stack `(N, rows, columns)` with no more rows than columns.
 
-    The momentum stays sharded. Each process gathers one update after the other and orthogonalizes all of them.
+    It is the Newton-Schulz iteration of torch's Muon with the constants of a parameter group, and in bf16 as there. It
+    runs on the whole stack at once, since the matrices are small and the calls are most of its time.
+    """
+    a, b, c = group["ns_coefficients"]
+    matrices = matrices.to(torch.bfloat16, copy=True)
+    matrices.div_(matrices.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"]))
+    for _ in range(group["ns_steps"]):
+        gram = matrices @ matrices.mT
+        gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        matrices = torch.baddbmm(matrices, gram, matrices, beta=a)
+    return matrices
+
+
+class StackedMuon(torch.optim.Muon):
+    """torch's Muon with the same steps, made for all matrices of one shape at once, and for a shape and its transpose.
+
+    It also takes matrices that FSDP2 has sharded. Their momentum stays sharded: since orthogonalizing an update needs
+    the whole matrix, each process gathers one update after the other and orthogonalizes all of them.
     """
 
     @torch.no_grad()
     def step(self, closure=None):
         """Make one step. Returns the loss of `closure`, or None without it."""
-        if not any(isinstance(matrix, DTensor) for group in self.param_groups for matrix in group["params"]):
-            return super().step(closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for matrix in group["params"]:
-                if matrix.grad is not None:
-                    self._step(matrix, group)
+            matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
+            sharded = [matrix for matrix in matrices if isinstance(matrix, DTensor)]
+            for matrix in sharded:
+                self._step_sharded(matrix, group)
+            if matrices and not sharded:
+                self._step_stacked(matrices, group)
         return loss
 
-    def _step(self, matrix: DTensor, group: dict) -> None:
-        momentum = self.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix.grad))
+    def _step_stacked(self, matrices: list[torch.Tensor], group: dict) -> None:
+        gradients = [matrix.grad for matrix in matrices]
+        momenta = [self._momentum(matrix) for matrix in matrices]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+        torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+        stacks: dict[tuple[int, ...], list[int]] = {}
+        for index, matrix in enumerate(matrices):
+            stacks.setdefault(tuple(sorted(matrix.shape)), []).append(index)
+        for (_, longer), indices in stacks.items():
+            tall = [matrices[i].shape[0] > matrices[i].shape[1] for i in indices]
+            wide = [updates[i].T if high else updates[i] for i, high in zip(indices, tall, strict=True)]
+            changes = orthogonalize(torch.stack(wide), group).unbind()
+            # "Muon is Scalable for LLM Training" (arXiv 2502.16982), equation 4
+            rate = group["lr"] * 0.2 * math.sqrt(longer)
+            for i, high, change in zip(indices, tall, changes, strict=True):
+                matrices[i].add_(change.T if high else change, alpha=-rate)
+
+    def _momentum(self, matrix: torch.Tensor) -> torch.Tensor:
+        state = self.state[matrix]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+        return state["momentum_buffer"]
+
+    def _step_sharded(self, matrix: DTensor, group: dict) -> None:
+        momentum = self._momentum(matrix)
         momentum.lerp_(matrix.grad, 1 - group["momentum"])
         gradient = matrix.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
         # From zero and without momentum, a step of torch's Muon is the orthogonalized gradient times the rate.
@@ -60,7 +104,7 @@ class WithMuon(torch.optim.Optimizer):
         taken = {id(matrix) for matrix in matrices}
         for group in others.param_groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in taken]
-        muon = ShardedMuon(matrices, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw")
+        muon = StackedMuon(matrices, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw")
         self.parts = {"others": others, "muon": muon}
         super().__init__([*others.param_groups, *muon.param_groups], {})
         self._share()

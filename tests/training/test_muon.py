@@ -2,6 +2,7 @@ import copy
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification
 from hf_vit_scratch.training.muon import WithMuon
@@ -80,3 +81,27 @@ def test_the_loss_of_a_closure_is_handed_on():
     blocks = nn.ModuleList([nn.Linear(3, 3)])
     optimizer = WithMuon(blocks, torch.optim.SGD([*weight.parameters(), *blocks.parameters()]), 1e-2, 0.0)
     assert optimizer.step(lambda: torch.tensor(2.0)) == 2.0
+
+
+class Products(TorchDispatchMode):
+    """Counts the batched products of matrices."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.count += function in (torch.ops.aten.bmm.default, torch.ops.aten.baddbmm.default)
+        return function(*arguments, **(keywords or {}))
+
+
+def test_a_deeper_model_takes_no_more_products():
+    counts = []
+    for depth in (1, 3):
+        config = ViTScratchConfig.from_size("digits-tiny", hidden_size=16, num_hidden_layers=depth, num_labels=10)
+        model = ViTScratchForImageClassification(config)
+        optimizer = with_muon(model)
+        model(torch.randn(2, 1, 28, 28), labels=torch.tensor([0, 1])).loss.backward()
+        with Products() as products:
+            optimizer.step()
+        counts.append(products.count)
+    # Of 16x16, 16x48 and 16x256, the last with its transpose: three products in each of five iterations.
+    assert counts == [3 * 5 * 3] * 2

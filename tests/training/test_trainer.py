@@ -1,3 +1,4 @@
+import copy
 import pickle
 
 import datasets
@@ -6,6 +7,7 @@ import pytest
 import torch
 from helpers import blocks
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import TrainingArguments
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification, ViTScratchImageProcessor
@@ -112,3 +114,27 @@ def test_batches_reach_a_worker_that_is_spawned(fields):
         torch.manual_seed(0)
         results.append(each.__getitems__([3, 1, 19]))
     torch.testing.assert_close(found, expected)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the values that are read on the host, for which an accelerator would be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*arguments, **(keywords or {}))
+
+
+def test_no_step_between_logs_reads_a_value_from_the_device(tmp_path):
+    counts = []
+    for steps in (1, 4):  # of one epoch, whose DataLoader draws a seed on the host
+        # AdamW would read its counters of steps, which are on the host.
+        run = {"max_steps": steps, "logging_steps": steps, "optim": "sgd", "logging_nan_inf_filter": False}
+        trainer = make_trainer(tmp_path / str(steps), muon=1e-3, **run)
+        trainer.learn_from(copy.deepcopy(trainer.model), 0.5, 2.0)
+        with Copies() as copies:
+            trainer.train()
+        assert len(trainer.state.log_history) == 2  # one of the steps, and the summary
+        counts.append(copies.count)
+    assert counts[0] == counts[1] > 0
