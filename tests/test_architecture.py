@@ -20,7 +20,7 @@ LONGEST, MOST_ARGUMENTS = 60, 5
 # Functions whose arguments are not ours to choose.
 INTERFACES = {
     "data.sources.load": "public, and its arguments are keywords",
-    "evaluation.prediction.predict_logits": "all but the first two arguments are keywords",
+    "evaluation.prediction.predict_logits": "all but the first two have defaults",
     "model.modeling_vit_scratch.eager_attention_forward": "called by the name of its arguments, as transformers' own",
     "training.short_attention.short_attention_forward": "called by the name of its arguments, as transformers' own",
 }

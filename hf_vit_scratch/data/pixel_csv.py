@@ -288,14 +288,19 @@ def _parse_block(block: bytes, names: list[str], num_pixels: int, convert: pa.cs
 
 def _in_order(function: Callable[[bytes], _Block], blocks: Iterator[bytes]) -> Iterator[_Block]:
     """The blocks, parsed in threads while the next ones are unpacked. A few are in memory at a time."""
-    workers, pending = min(MOST_THREADS, os.cpu_count() or 1), deque()
+    workers, pending, damage = min(MOST_THREADS, os.cpu_count() or 1), deque(), None
     with ThreadPoolExecutor(workers) as pool:
-        for block in blocks:
-            pending.append(pool.submit(function, block))
-            if len(pending) > workers:
-                yield pending.popleft().result()
+        try:
+            for block in blocks:
+                pending.append(pool.submit(function, block))
+                if len(pending) > workers:
+                    yield pending.popleft().result()
+        except DataError as error:  # later in the file than what is being parsed, whose errors come first
+            damage = error
         while pending:
             yield pending.popleft().result()
+    if damage:
+        raise damage
 
 
 def read_table(files: CsvFiles, role: str, layout: Layout) -> Table:

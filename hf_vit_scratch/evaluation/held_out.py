@@ -78,8 +78,7 @@ class Predictions:
         labels: `(num_images,)`.
         logits: of the unchanged images, `(num_images, num_labels)`.
         averaged: probabilities averaged over the image and its shifted views, `(num_images, num_labels)`.
-        corrupted: logits for each kind and strength of corruption, of which the classes count, each `(num_images,
-            num_labels)`.
+        corrupted: logits for each kind and strength of corruption, each `(num_images, num_labels)`.
     """
 
     run: Run
@@ -242,8 +241,8 @@ def _predict_held_out(run: Run, source: str, progress: tqdm) -> Predictions:
         raise ValueError(f"{run.folder} was trained on other rows or classes than {source} has.")
     split, classifier = splits["validation"], load_model(run.folder)
 
-    def logits(change: Callable[[torch.Tensor], torch.Tensor] | None = None, **options) -> np.ndarray:
-        predicted = predict_logits(classifier, split, change=change, show_progress=False, **options).numpy()
+    def logits(change: Callable[[torch.Tensor], torch.Tensor] | None = None) -> np.ndarray:
+        predicted = predict_logits(classifier, split, change=change, show_progress=False).numpy()
         progress.update()
         return predicted
 
@@ -257,7 +256,7 @@ def _predict_held_out(run: Run, source: str, progress: tqdm) -> Predictions:
         unchanged,
         np.mean([softmax(view, axis=1) for view in views], axis=0),
         {
-            kind: [logits(_corruption(kind, strength), only_classes=True) for strength in strengths]
+            kind: [logits(_corruption(kind, strength)) for strength in strengths]
             for kind, strengths in STRENGTHS.items()
         },
     )

@@ -3,6 +3,7 @@
 import copy
 import os
 from collections.abc import Callable
+from functools import partial
 
 import datasets
 import torch
@@ -17,8 +18,9 @@ from ..device import computes_bf16, fastest_attention
 from ..model.modeling_vit_scratch import ViTScratchForImageClassification
 from .classifier import Classifier
 
-# A class is looked up in fp32 if the two highest logits in bf16 are closer than this many times the largest error.
-_MARGIN_OF_ERRORS = 4
+# An image is computed in fp32 if its two highest logits in bf16 are closer than this many times the largest error,
+# which is measured on at least this many images. A class can change if the errors of two logits add up to the margin.
+_MARGIN_OF_ERRORS, _COMPARED = 4, 64
 
 
 @torch.inference_mode()
@@ -41,46 +43,66 @@ def predict_logits(
         change: function that is applied to each batch `(batch_size, num_channels, height, width)`, with values from 0
             to 1, before it is normalized.
         show_progress: show a progress bar.
-        only_classes: nothing but the class with the highest logit will be used. If the device multiplies bf16, the
-            logits are then those of bf16, and those of fp32 for images whose class could be another one in bf16.
+        only_classes: nothing but the class with the highest logit will be used. If the device multiplies bf16 and
+            there is no `change`, the logits are then those of bf16, and those of fp32 for images whose class could be
+            another one in bf16.
     """
     model, processor = classifier
     images, to_pixel_values = ImageBatches(split, processor), PixelValues(processor).to(model.device)
     state = PartialState()
+
+    def logits_of(model: ViTScratchForImageClassification, rows: list[int]) -> torch.Tensor:
+        batch = images.__getitems__(rows)["pixel_values"].to(model.device)
+        return model(to_pixel_values(batch, change)).logits.float().cpu()
+
     with state.split_between_processes(list(range(len(images)))) as rows:
-        fast = only_classes and computes_bf16(model.device) and len(rows) > batch_size
-        forward = _FirstInBf16(model) if fast else lambda pixel_values: model(pixel_values).logits
+        fast = only_classes and change is None and _is_worth_bf16(model, len(rows))
+        first = _in_bf16(model) if fast else model
         shown, parts = show_progress and state.is_main_process, []
         for start in tqdm(range(0, len(rows), batch_size), desc="Predicting", disable=not shown):
-            batch = images.__getitems__(rows[start : start + batch_size])["pixel_values"].to(model.device)
-            parts.append(forward(to_pixel_values(batch, change)).float().cpu())
+            parts.append(logits_of(first, rows[start : start + batch_size]))
+        if fast:
+            exact = partial(logits_of, model)
+            parts = [_with_sure_classes(torch.cat(parts), lambda places: exact([rows[i] for i in places]), batch_size)]
     return torch.cat(gather_object(parts))
 
 
-class _FirstInBf16:
-    """Logits of a model in bf16, and in fp32 for images whose class could differ.
+def _is_worth_bf16(model: ViTScratchForImageClassification, num_images: int) -> bool:
+    return computes_bf16(model.device) and model.config.num_labels > 1 and num_images > 4 * _COMPARED
 
-    The first batch is computed in both precisions. The largest difference of a logit is the error that later batches
-    are expected to have; larger ones that are found on the way replace it.
+
+def _in_bf16(model: ViTScratchForImageClassification) -> ViTScratchForImageClassification:
+    in_bf16 = copy.deepcopy(model).to(torch.bfloat16)
+    in_bf16.set_attn_implementation(fastest_attention(model.config.num_tokens, model.device, bf16=True))
+    return in_bf16
+
+
+def _with_sure_classes(
+    logits: torch.Tensor, exact: Callable[[list[int]], torch.Tensor], batch_size: int
+) -> torch.Tensor:
+    """Logits `(num_images, num_labels)` of bf16, with those of fp32 for images whose class could differ.
+
+    Images from all over the split are computed in both precisions. The largest difference of a logit is the error
+    that the others are expected to have, and an image whose two highest logits are closer than a multiple of it is
+    computed in fp32. If that finds a larger error, the images are gone through again.
+
+    Args:
+        exact: returns the logits of fp32 of images, by their places in `logits`.
+        batch_size: number of images that `exact` takes.
     """
-
-    def __init__(self, model: ViTScratchForImageClassification):
-        self.model, self.error = model, 0.0
-        self.in_bf16 = copy.deepcopy(model).to(torch.bfloat16)
-        self.in_bf16.set_attn_implementation(fastest_attention(model.config.num_tokens, model.device, bf16=True))
-
-    def __call__(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        logits = self.in_bf16(pixel_values).logits.float()
-        if self.error:
-            first, second = logits.topk(2, dim=-1).values.unbind(dim=-1)
-            unsure = ~(first - second > _MARGIN_OF_ERRORS * self.error)  # also where a logit is not a number
-        else:
-            unsure = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
-        if unsure.any():
-            exact = self.model(pixel_values[unsure]).logits.float()
-            self.error = max(self.error, (exact - logits[unsure]).abs().max().item())
-            logits[unsure] = exact
-        return logits
+    done, error = torch.zeros(len(logits), dtype=torch.bool), 0.0
+    unsure = torch.linspace(0, len(logits) - 1, _COMPARED).long().tolist()
+    while unsure:
+        for start in range(0, len(unsure), batch_size):
+            places = unsure[start : start + batch_size]
+            exact_logits = exact(places)
+            differences = exact_logits - logits[places]
+            error = max(error, differences.abs().nan_to_num(nan=0.0, posinf=0.0).max().item())
+            logits[places], done[places] = exact_logits, True
+        highest, second = logits.topk(2, dim=-1).values.unbind(dim=-1)
+        sure = (highest - second > _MARGIN_OF_ERRORS * error) & logits.isfinite().all(dim=-1)
+        unsure = (~sure & ~done).nonzero().flatten().tolist()
+    return logits
 
 
 def write_predictions(

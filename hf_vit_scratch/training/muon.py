@@ -8,6 +8,9 @@ from torch.distributed.tensor import DTensor
 
 from .sharding import shard_like, whole
 
+# A stack has no more numbers than this, 128 MB in fp32: those of large models would fill the memory.
+_STACKED_NUMBERS = 2**25
+
 
 def orthogonalize(matrices: torch.Tensor, group: dict) -> torch.Tensor:
     """The nearest orthogonal matrices, roughly, of a stack `(N, rows, columns)` with no more rows than columns.
@@ -26,11 +29,15 @@ def orthogonalize(matrices: torch.Tensor, group: dict) -> torch.Tensor:
 
 
 class StackedMuon(torch.optim.Muon):
-    """torch's Muon with the same steps, made for all matrices of one shape at once, and for a shape and its transpose.
+    """torch's Muon with `adjust_lr_fn="match_rms_adamw"`, which steps all matrices of one shape at once.
 
+    A matrix and one of the transposed shape go together too. The steps are those of torch's Muon but for rounding.
     It also takes matrices that FSDP2 has sharded. Their momentum stays sharded: since orthogonalizing an update needs
     the whole matrix, each process gathers one update after the other and orthogonalizes all of them.
     """
+
+    def __init__(self, matrices: list[nn.Parameter], learning_rate: float, weight_decay: float):
+        super().__init__(matrices, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -40,31 +47,32 @@ class StackedMuon(torch.optim.Muon):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            matrices = [matrix for matrix in group["params"] if matrix.grad is not None]
-            sharded = [matrix for matrix in matrices if isinstance(matrix, DTensor)]
-            for matrix in sharded:
-                self._step_sharded(matrix, group)
-            if matrices and not sharded:
-                self._step_stacked(matrices, group)
+            stacks: dict[tuple[int, ...], list[torch.Tensor]] = {}
+            for matrix in group["params"]:
+                if matrix.grad is not None and isinstance(matrix, DTensor):
+                    self._step_sharded(matrix, group)
+                elif matrix.grad is not None:
+                    stacks.setdefault(tuple(sorted(matrix.shape)), []).append(matrix)
+            for shape, matrices in stacks.items():
+                at_once = max(1, _STACKED_NUMBERS // math.prod(shape))
+                for start in range(0, len(matrices), at_once):
+                    self._step_stacked(matrices[start : start + at_once], group)
         return loss
 
     def _step_stacked(self, matrices: list[torch.Tensor], group: dict) -> None:
+        """Make the step of matrices of one shape, or of its transpose."""
         gradients = [matrix.grad for matrix in matrices]
         momenta = [self._momentum(matrix) for matrix in matrices]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
+        tall = [matrix.shape[0] > matrix.shape[1] for matrix in matrices]
+        wide = [update.T if high else update for update, high in zip(updates, tall, strict=True)]
+        changes = orthogonalize(torch.stack(wide), group).unbind()
+        # "Muon is Scalable for LLM Training" (arXiv 2502.16982), equation 4
+        rate = group["lr"] * 0.2 * math.sqrt(max(matrices[0].shape))
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        stacks: dict[tuple[int, ...], list[int]] = {}
-        for index, matrix in enumerate(matrices):
-            stacks.setdefault(tuple(sorted(matrix.shape)), []).append(index)
-        for (_, longer), indices in stacks.items():
-            tall = [matrices[i].shape[0] > matrices[i].shape[1] for i in indices]
-            wide = [updates[i].T if high else updates[i] for i, high in zip(indices, tall, strict=True)]
-            changes = orthogonalize(torch.stack(wide), group).unbind()
-            # "Muon is Scalable for LLM Training" (arXiv 2502.16982), equation 4
-            rate = group["lr"] * 0.2 * math.sqrt(longer)
-            for i, high, change in zip(indices, tall, changes, strict=True):
-                matrices[i].add_(change.T if high else change, alpha=-rate)
+        for matrix, change, high in zip(matrices, changes, tall, strict=True):
+            matrix.add_(change.T if high else change, alpha=-rate)
 
     def _momentum(self, matrix: torch.Tensor) -> torch.Tensor:
         state = self.state[matrix]
@@ -104,7 +112,7 @@ class WithMuon(torch.optim.Optimizer):
         taken = {id(matrix) for matrix in matrices}
         for group in others.param_groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in taken]
-        muon = StackedMuon(matrices, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw")
+        muon = StackedMuon(matrices, learning_rate, weight_decay)
         self.parts = {"others": others, "muon": muon}
         super().__init__([*others.param_groups, *muon.param_groups], {})
         self._share()

@@ -111,7 +111,7 @@ def measured_energy(folder: Path) -> dict:
 
 
 def measure(training: TrainingArguments, splits: datasets.DatasetDict) -> dict:
-    """Evaluate the saved model in fp32, and write a submission if the test split is unlabelled.
+    """Evaluate the saved model in fp32, and write a submission, with the classes of fp32, if test is unlabelled.
 
     Returns: the metrics by their names in all_results.json, `validation_...` and `test_...`.
     """

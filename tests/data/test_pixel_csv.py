@@ -16,7 +16,7 @@ from helpers import competition_zip
 from packaging.version import Version
 from PIL import Image
 
-from hf_vit_scratch.data import DataError, digit_recognizer, load, pixel_array, source_name
+from hf_vit_scratch.data import DataError, digit_recognizer, load, pixel_array, pixel_csv, source_name
 from hf_vit_scratch.data.digit_recognizer import write_submission
 from hf_vit_scratch.settings.recipe import default_recipe
 from hf_vit_scratch.training.results import save_example
@@ -623,3 +623,16 @@ def test_a_table_that_is_neither_pixels_nor_images(tmp_path, cache):
     assert "'label' is missing and column 'PassengerId' is unknown" in message and "pixel" in message
     (tmp_path / "empty.csv").write_text("")
     assert "empty.csv is empty" in failure(tmp_path / "empty.csv", cache)
+
+
+def test_of_two_errors_in_a_file_the_first_is_reported(tmp_path, cache, monkeypatch):
+    monkeypatch.setattr(pixel_csv, "CSV_BLOCK_BYTES", 2000)
+    pixels, file = images(400, 4), tmp_path / "data" / "train.csv"
+    written(file, ["label", *pixel_names(16)], np.arange(400) % 10, pixels)
+    lines = file.read_text().splitlines()
+    lines[3] = lines[3].replace(",", ",x", 1)
+    packed_whole = gzip.compress("\n".join([*lines, ""]).encode())
+    (tmp_path / "data" / "train.csv.gz").write_bytes(packed_whole[: len(packed_whole) // 2])
+    file.unlink()
+    with pytest.raises(DataError, match="row 3"):
+        load(str(tmp_path / "data"), cache_dir=str(cache))

@@ -1,7 +1,5 @@
 """Classes that are looked for in bf16 first are those of fp32."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from helpers import REPOSITORY
@@ -39,26 +37,38 @@ def test_the_classes_are_those_of_fp32_and_few_images_are_computed_twice(release
     exact_rows.clear()
     found = predict_logits(released, split, 50, show_progress=False, only_classes=True)
     assert torch.equal(found.argmax(dim=-1), expected.argmax(dim=-1))
-    assert torch.equal(found[:50], expected[:50])  # the first batch is computed in fp32 too
     assert not torch.equal(found, expected)
-    assert 50 <= sum(exact_rows) < 150
-    # What is asked for in full is fp32 everywhere.
+    compared = torch.linspace(0, 399, prediction._COMPARED).long()
+    assert torch.equal(found[compared], expected[compared])
+    assert prediction._COMPARED <= sum(exact_rows) < 150
+    # What is asked for in full, with changed images, or of few images is fp32 everywhere.
     assert torch.equal(predict_logits(released, split, 50, show_progress=False), expected)
-
-
-def test_an_image_is_computed_in_fp32_if_its_class_could_differ_or_bf16_failed(released, exact_rows):
-    exact = torch.zeros(6, 10)
-    exact[:, 3], exact[:, 5] = 4.0, torch.tensor([3.9, 3.99, 1.0, 4.05, 0.0, 0.0])
-    rounded = exact.clone()
-    rounded[1, 5], rounded[3, 5], rounded[4, 0] = 4.01, 3.95, float("nan")  # two classes are swapped, one is lost
-    look = prediction._FirstInBf16(released.model)
-    look.error = 0.06
-    look.in_bf16 = lambda pixel_values: SimpleNamespace(logits=rounded[pixel_values[:, 0, 0, 0].long()].bfloat16())
-    look.model = lambda pixel_values: (
-        exact_rows.append(len(pixel_values)) or SimpleNamespace(logits=exact[pixel_values[:, 0, 0, 0].long()])
+    dark = predict_logits(released, split, 50, lambda images: images / 2, show_progress=False)
+    assert torch.equal(
+        predict_logits(released, split, 50, lambda images: images / 2, show_progress=False, only_classes=True), dark
     )
-    pixel_values = torch.arange(6).float().view(6, 1, 1, 1).expand(6, 1, 28, 28)
-    found = look(pixel_values)
-    assert exact_rows == [4]  # the images 0, 1 and 3, whose margin is small, and 4, which is not a number
+    few = split.select(range(100))
+    assert torch.equal(predict_logits(released, few, 50, show_progress=False, only_classes=True), expected[:100])
+
+
+def test_images_are_computed_in_fp32_until_no_class_could_differ():
+    exact = torch.zeros(1000, 10)
+    exact[:, 3], exact[:, 5] = 4.0, 2.0
+    rounded = exact + 0.01
+    # Not among the images that are compared first. 10 is found by their error of 0.01, and 11 by that of 10, 0.07.
+    exact[10, 5], rounded[10, 5] = 3.97, 3.9
+    exact[11, 5], rounded[11, 5] = 4.05, 3.8
+    exact[[12, 14], 5], rounded[[12, 14], 5] = 7.0, 7.01
+    rounded[12, 0], rounded[14, 7] = float("nan"), float("inf")
+    rounded[10, 3] = rounded[11, 3] = 3.93
+    asked = []
+
+    def in_fp32(places):
+        assert len(places) <= 40
+        asked.extend(places)
+        return exact[places]
+
+    found = prediction._with_sure_classes(rounded.clone(), in_fp32, 40)
     assert torch.equal(found.argmax(dim=-1), exact.argmax(dim=-1))
-    assert torch.equal(found[[0, 1, 3, 4]], exact[[0, 1, 3, 4]])
+    assert set(asked) == {*torch.linspace(0, 999, 64).long().tolist(), 10, 11, 12, 14}
+    assert len(asked) == len(set(asked))

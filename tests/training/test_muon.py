@@ -5,6 +5,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification
+from hf_vit_scratch.training import muon
 from hf_vit_scratch.training.muon import WithMuon
 
 
@@ -39,8 +40,8 @@ def test_matrices_of_the_blocks_follow_torchs_muon_and_all_else_adamw():
     matrices = [p for name, p in theirs.named_parameters() if name in blocks and p.dim() == 2]
     rest = [p for name, p in theirs.named_parameters() if not (name in blocks and p.dim() == 2)]
     assert len(matrices) == 2 * 4
-    muon = torch.optim.Muon(matrices, lr=3e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    learn(theirs, muon, torch.optim.AdamW(rest, lr=1e-2, weight_decay=0.0))
+    expected = torch.optim.Muon(matrices, lr=3e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    learn(theirs, expected, torch.optim.AdamW(rest, lr=1e-2, weight_decay=0.0))
     assert same(ours, theirs)
     assert not same(ours, make_model())
 
@@ -105,3 +106,12 @@ def test_a_deeper_model_takes_no_more_products():
         counts.append(products.count)
     # Of 16x16, 16x48 and 16x256, the last with its transpose: three products in each of five iterations.
     assert counts == [3 * 5 * 3] * 2
+
+
+def test_large_matrices_go_in_stacks_that_fit_into_memory(monkeypatch):
+    ours, theirs = make_model(), make_model()
+    monkeypatch.setattr(muon, "_STACKED_NUMBERS", 16 * 48)  # one of 16x48, and three of 16x16
+    learn(ours, with_muon(ours))
+    monkeypatch.undo()
+    learn(theirs, with_muon(theirs))
+    assert same(ours, theirs)

@@ -64,6 +64,21 @@ def test_dropout_and_a_part_of_the_queries_are_eager_attention():
         assert torch.equal(found, expected)
 
 
+def test_second_derivatives_are_refused():
+    tensors = parts()
+    squares = attend(short_attention_forward, tensors).square().sum()
+    (gradient,) = torch.autograd.grad(squares, tensors[:1], create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def test_it_is_chosen_for_short_sequences_in_bf16_that_are_compiled_for_a_cpu():
+    cpu, cases = torch.device("cpu"), [(50, True, True), (50, True, False), (50, False, True), (5000, True, True)]
+    chosen = [attention_for_training(tokens, cpu, bf16, compiled) for tokens, bf16, compiled in cases]
+    assert chosen == [SHORT_ATTENTION, "eager", "eager", "sdpa"]
+    assert attention_for_training(50, torch.device("cuda"), True, True) == "sdpa"
+
+
 def test_a_model_has_the_same_logits_loss_and_gradients_with_it():
     torch.manual_seed(0)
     model = ViTScratchForImageClassification(ViTScratchConfig.from_size("digits-tiny", num_hidden_layers=2)).double()

@@ -117,7 +117,7 @@ def test_batches_reach_a_worker_that_is_spawned(fields):
 
 
 class Copies(TorchDispatchMode):
-    """Counts the values that are read on the host, for which an accelerator would be waited for."""
+    """Counts the calls of `.item()`, `float()` or `if` on a tensor, which would wait for an accelerator."""
 
     count = 0
 
