@@ -9,14 +9,13 @@ import math
 from functools import lru_cache
 
 import torch
-from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
 from .random_numbers import normal, uniform
 
 # The streams from which the random numbers of an image are drawn.
-_AFFINE, _ELASTIC, _FLIP, _CROP = range(4)
+_AFFINE, _ELASTIC, _FLIP, _CROP, _SHIFT, _CUTOUT = range(6)
 CROP_TRIES = 10
 # Points along each side of the coarse grid on which the elastic displacement is drawn.
 ELASTIC_POINTS = 5
@@ -96,40 +95,93 @@ def _fields(height: int, width: int, points: int, device: torch.device) -> torch
     return fields.flatten(1).to(device)
 
 
-class RandomFlip(nn.Module):
-    """Flip each image of a batch horizontally with probability 0.5."""
+class PhotoAugmentation(nn.Module):
+    """Flip, crop and resize, and shift each image of a batch at random, in one resampling, then cut out a square.
+
+    An image is flipped horizontally with probability 0.5. Crops are those of [`crop_boxes`]. A shift is a whole number
+    of pixels along each axis, and pixels from outside of the image are its reflection, as in "Deep Residual Learning"
+    (arXiv 1512.03385, section 4.2), which pads with black. Resampling is bilinear, so that an image which is not
+    cropped keeps its pixel values. Cutout (arXiv 1708.04552) sets a square at a random place to grey (0.5).
+
+    Args:
+        min_crop_area (`float`): smallest crop, as a fraction of the image area. 1: no crop.
+        shift_pixels (`float`): largest shift along each axis, in pixels.
+        cutout_pixels (`float`): side of the square, in pixels. 0: no cutout. Its centre is in the image, and the rest
+            of it may be outside.
+    """
+
+    def __init__(self, min_crop_area: float = 1.0, shift_pixels: float = 0.0, cutout_pixels: float = 0.0):
+        super().__init__()
+        self.min_crop_area, self.shift_pixels, self.cutout_pixels = min_crop_area, shift_pixels, cutout_pixels
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Flip images `(batch_size, num_channels, height, width)` by their keys `(batch_size,)`; same shape."""
-        flipped = uniform(keys, 1, _FLIP).view(-1, 1, 1, 1) < 0.5
-        return torch.where(flipped, images.flip(-1), images)
+        """Augment float images `(batch_size, num_channels, height, width)` from 0 to 1; same shape and range.
+
+        `keys`: int64 `(batch_size,)`, of [`image_keys`], on the device of the images.
+        """
+        batch, _, height, width = images.shape
+        flip = torch.where(uniform(keys, 1, _FLIP)[:, 0] < 0.5, -1.0, 1.0)
+        if self.min_crop_area == 1 and self.shift_pixels == 0:
+            images = torch.where(flip.view(-1, 1, 1, 1) < 0, images.flip(-1), images)
+        else:
+            left, top, right, bottom = crop_boxes(crop_numbers(keys), height, width, self.min_crop_area)
+            shift = (uniform(keys, 2, _SHIFT).T * 2 - 1) * (int(self.shift_pixels) + 0.5)
+            shift_x, shift_y = shift.round() * 2
+            # Maps each output point to the input point that is sampled there, in the coordinates of grid_sample, which
+            # run from -1 to 1 along each side.
+            none = torch.zeros_like(flip)
+            x_of = (flip * (right - left) / width, none, (left + right + shift_x) / width - 1)
+            y_of = (none, (bottom - top) / height, (top + bottom + shift_y) / height - 1)
+            amounts = torch.stack(x_of + y_of, dim=1).view(batch, 2, 3)
+            grid = (amounts @ _fields(height, width, 0, images.device)).view(batch, 2, height, width)
+            grid = grid.permute(0, 2, 3, 1).to(images.dtype)
+            images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+        if self.cutout_pixels:
+            x, y = uniform(keys, 2, _CUTOUT).T
+            hidden_x, hidden_y = (
+                (torch.arange(side, device=images.device) + 0.5 - place[:, None] * side).abs() < self.cutout_pixels / 2
+                for side, place in ((width, x), (height, y))
+            )
+            images = images.masked_fill((hidden_y[:, :, None] & hidden_x[:, None, :])[:, None], 0.5)
+        return images
 
 
 def crop_numbers(keys: torch.Tensor) -> torch.Tensor:
-    """The random numbers for [`random_resized_crop`] of images with these keys, `(batch_size, CROP_TRIES, 4)`."""
+    """The random numbers for [`crop_boxes`] of images with these keys, `(batch_size, CROP_TRIES, 4)`."""
     return uniform(keys, CROP_TRIES * 4, _CROP).view(-1, CROP_TRIES, 4)
 
 
-def random_resized_crop(
-    image: Image.Image, size: tuple[int, int], min_area: float, numbers: torch.Tensor
-) -> Image.Image:
-    """Crop a random part of a photograph and resize it to `size` (height, width), in pixels.
+def crop_boxes(numbers, height: int, width: int, min_area: float):
+    """Random parts of photographs, as in "Going Deeper with Convolutions" (arXiv 1409.4842).
 
-    The crop has `min_area` to 1 of the area of the image and an aspect ratio from 3:4 to 4:3, as in "Going Deeper with
-    Convolutions" (arXiv 1409.4842). `numbers` are random numbers of [`crop_numbers`], `(CROP_TRIES, 4)`: area,
-    aspect ratio and place of each try.
+    A crop has `min_area` to 1 of the area of the image and an aspect ratio from 3:4 to 4:3. The first try that fits
+    into the image is taken, and if none does, the largest part in the centre with such a ratio.
+
+    Args:
+        numbers: of [`crop_numbers`], `(batch_size, CROP_TRIES, 4)`: area, aspect ratio and place of each try. A tensor
+            or, for a single image, which numpy is faster with, an array.
+        height, width: size of the images, in pixels.
+        min_area: smallest crop, as a fraction of the area of the image, above 0 and at most 1. 1: the whole image.
+
+    Returns:
+        left, top, right and bottom of the crops, in whole pixels, `(batch_size,)` each.
     """
-    width, height = image.size
-    for area, ratio, x, y in numbers.tolist():
-        area = (min_area + area * (1 - min_area)) * width * height
-        aspect = math.exp(math.log(3 / 4) + ratio * 2 * math.log(4 / 3))
-        crop_width, crop_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            left, top = int(x * (width - crop_width + 1)), int(y * (height - crop_height + 1))
-            break
-    else:  # no crop fits into a very wide or very high image: take its centre
-        crop_width, crop_height = min(width, height * 4 // 3), min(height, width * 4 // 3)
-        left, top = (width - crop_width) // 2, (height - crop_height) // 2
-    box = (left, top, left + max(1, crop_width), top + max(1, crop_height))
-    return image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box, reducing_gap=2.0)
+    if min_area == 1:
+        start = 0 * numbers[:, 0, 0]
+        return start, start, start + width, start + height
+    area, ratio, x, y = (numbers[..., column] for column in range(4))
+    area = (min_area + area * (1 - min_area)) * (width * height)
+    aspect = (4 / 3) ** (2 * ratio - 1)
+    crop_width, crop_height = ((area * aspect) ** 0.5).round(), ((area / aspect) ** 0.5).round()
+    fits = (crop_width > 0) & (crop_width <= width) & (crop_height > 0) & (crop_height <= height)
+    each, first, found = range(len(numbers)), (fits * 1).argmax(-1), fits.any(-1)
+
+    def chosen(tried, centre):
+        return tried[each, first] * found + centre * ~found  # no try fits into a very wide or very high image
+
+    crop_width = chosen(crop_width, max(1, min(width, height * 4 // 3)))
+    crop_height = chosen(crop_height, max(1, min(height, width * 4 // 3)))
+    left = chosen(x, 0.5) * (width - crop_width + 1) // 1
+    top = chosen(y, 0.5) * (height - crop_height + 1) // 1
+    return left, top, left + crop_width, top + crop_height

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..model.digits_vit_scratch import is_light_on_black
 from ..model.image_processing_vit_scratch import ViTScratchImageProcessor, convert_image
-from .augmentation import crop_numbers, random_resized_crop
+from .augmentation import crop_boxes, crop_numbers
 from .errors import DataError
 from .pixels import label_array, pixel_array
 from .random_numbers import image_keys
@@ -27,8 +27,11 @@ class ImageBatches(torch.utils.data.Dataset):
     Args:
         split (`datasets.Dataset`): has a column `image` and optionally a column `label`.
         processor (`ViTScratchImageProcessor`): determines size, crop and channels.
-        min_crop_area (`float`, *optional*): use random crops of at least this fraction of the image area, instead of
-            the resize and crop of the processor.
+        min_crop_area (`float`, *optional*): for training: random crops of at least this fraction of the image area,
+            instead of the resize and crop of the processor. Images that have the size of the model are returned whole,
+            since [`PhotoAugmentation`] crops whole batches of them.
+
+    The attribute `is_decoded` is whether all images are in memory, in the size of the model.
     """
 
     def __init__(
@@ -38,13 +41,18 @@ class ImageBatches(torch.utils.data.Dataset):
         size = processor.crop_size if processor.do_center_crop else processor.size
         self.height, self.width = size["height"], size["width"]
         self.labels = label_array(split)
-        # A crop changes images even if they already have the size of the model.
-        self.pixels = pixel_array(split) if min_crop_area is None and not processor.do_center_crop else None
+        # The centre crop of the processor changes images even if they already have the size of the model.
+        whole = not processor.do_center_crop or min_crop_area is not None
+        self.pixels = pixel_array(split) if whole else None
         if self.pixels is not None and self.pixels.shape[1:] != (self.height, self.width, processor.num_channels):
             self.pixels = None
         # Rows that are drawn as MNIST's are what the processor would make of them. Other pictures go through it.
         if self.pixels is not None and processor.do_center_digit and not _all_light_on_black(self.pixels):
             self.pixels = None
+
+    @property
+    def is_decoded(self) -> bool:
+        return self.pixels is not None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -68,7 +76,7 @@ class ImageBatches(torch.utils.data.Dataset):
         if self.pixels is not None:
             images = torch.from_numpy(self.pixels[drawn.indices]).permute(0, 3, 1, 2)
         else:
-            numbers = crop_numbers(keys)
+            numbers = crop_numbers(keys).numpy()
             images = torch.from_numpy(
                 np.stack([self._decode(*one) for one in zip(drawn.indices, numbers, strict=True)])
             )
@@ -77,7 +85,7 @@ class ImageBatches(torch.utils.data.Dataset):
             batch["labels"] = torch.from_numpy(self.labels[drawn.indices])
         return {**batch, "keys": keys, "weight": drawn.weight} if wanted is drawn else batch
 
-    def _decode(self, index: int, numbers: torch.Tensor) -> np.ndarray:
+    def _decode(self, index: int, numbers: np.ndarray) -> np.ndarray:
         try:
             image = self.images[index]["image"]
             return fit_image(image, self.processor, self.min_crop_area, numbers)
@@ -91,18 +99,22 @@ def fit_image(
     image: PIL.Image.Image,
     processor: ViTScratchImageProcessor,
     min_crop_area: float | None,
-    numbers: torch.Tensor,
+    numbers: np.ndarray,
 ) -> np.ndarray:
     """An image in the size of the model, uint8 `(num_channels, height, width)`.
 
-    `processor` determines the size; with `min_crop_area` it is cropped by the random `numbers` of [`crop_numbers`].
+    `processor` determines the size; with `min_crop_area` it is cropped by its random `numbers`, an array
+    `(CROP_TRIES, 4)` of [`crop_numbers`].
     """
     if min_crop_area is None:
         array = processor(image, do_rescale=False, do_normalize=False)["pixel_values"][0]
         return np.asarray(array, np.uint8)
     size = processor.crop_size if processor.do_center_crop else processor.size
     image = convert_image(image, processor.num_channels)
-    image = random_resized_crop(image, (size["height"], size["width"]), min_crop_area, numbers)
+    sides = crop_boxes(numbers[None], image.height, image.width, min_crop_area)
+    left, top, right, bottom = (float(side[0]) for side in sides)
+    shape = (size["width"], size["height"])
+    image = image.resize(shape, PIL.Image.Resampling.BICUBIC, box=(left, top, right, bottom), reducing_gap=2.0)
     return np.asarray(image).reshape(*image.size[::-1], -1).transpose(2, 0, 1)
 
 

@@ -23,7 +23,8 @@ def corrupt(images: torch.Tensor, kind: str, strength: float, generator: torch.G
         generator: draws the directions and the noise.
 
     Returns:
-        Images of the same shape and range. Pixels from outside of the image are black (0).
+        Images of the same shape and range. Pixels from outside of a grey image are black (0), as around a digit, and
+        those from outside of an RGB image repeat its border, since a black edge is no part of a photograph.
 
     Raises:
         ValueError: the strength of a shift is not a whole number.
@@ -43,12 +44,21 @@ def corrupt(images: torch.Tensor, kind: str, strength: float, generator: torch.G
     # Coordinates of affine_grid run from -1 to 1 along each side, independent of its length in pixels.
     theta = torch.stack((cos, -sin * height / width, none, sin * width / height, cos, none), dim=1).view(batch, 2, 3)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    padding = "zeros" if images.shape[1] == 1 else "border"
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode=padding, align_corners=False)
 
 
 def shift(images: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """Shift images `(batch_size, num_channels, height, width)` down and right by whole pixels, and fill with black."""
-    return F.pad(images, (columns, -columns, rows, -rows))
+    """Shift images `(batch_size, num_channels, height, width)` down and right by whole pixels.
+
+    Grey images are filled with black, and RGB images by repeating their border.
+    """
+    _, channels, height, width = images.shape
+    if channels == 1:
+        return F.pad(images, (columns, -columns, rows, -rows))
+    row = (torch.arange(height, device=images.device) - rows).clamp(0, height - 1)
+    column = (torch.arange(width, device=images.device) - columns).clamp(0, width - 1)
+    return images[:, :, row[:, None], column]
 
 
 def _blur(images: torch.Tensor, std: float) -> torch.Tensor:
@@ -56,5 +66,6 @@ def _blur(images: torch.Tensor, std: float) -> torch.Tensor:
     weights = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / std) ** 2)
     weights = (weights / weights.sum()).view(1, 1, -1, 1)
     single = images.flatten(0, 1)[:, None]  # (B, C, height, width) -> (B * C, 1, height, width)
-    single = F.conv2d(F.conv2d(single, weights, padding=(reach, 0)), weights.mT, padding=(0, reach))
-    return single.view_as(images)
+    grey = images.shape[1] == 1
+    single = F.pad(single, [reach] * 4) if grey else F.pad(single, [reach] * 4, mode="replicate")
+    return F.conv2d(F.conv2d(single, weights), weights.mT).view_as(images)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from functools import partial
 from threading import Lock
 
 import datasets
@@ -51,6 +52,16 @@ def image_shape(dataset: datasets.Dataset) -> tuple[int, int, int] | None:
             return None
         shape = (height, width, max(channels, shape[2] if shape else 0))
     return shape
+
+
+def image_sizes(dataset: datasets.Dataset, at_most: int = 500) -> np.ndarray:
+    """Height and width of at most this number of images, evenly spaced over the split, `(num_images, 2)`.
+
+    Only headers are read.
+    """
+    rows = np.linspace(0, len(dataset) - 1, min(at_most, len(dataset))).round().astype(int)
+    raw = dataset.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    return np.array([_header_shape(raw[int(row)]["image"])[:2] for row in rows])
 
 
 def pixel_array(dataset: datasets.Dataset) -> np.ndarray | None:
@@ -154,12 +165,13 @@ def _cache_split(
     image: its mode, whether it has several pages, and its range."""
     raw = split.cast_column("image", datasets.Image(decode=False))
     first = raw[0]["image"]
-    _in_threads(_read_to_the_end, [first], [0], where)
-    image = _in_threads(decode_stored, [first], [0], where)[0]
+    _for_each(_read_to_the_end, [first], [0], where)
+    image = _for_each(decode_stored, [first], [0], where)[0]
     mode, (width, height) = image.mode, image.size
 
     def decode(batch: dict, rows: list[int]) -> dict:
-        images = _in_threads(decode_stored, batch["image"], rows, where)
+        read = partial(decode_stored, sides=(width, height))
+        images = _for_each(read, batch["image"], rows, where, threads=1)
         if any(image.mode != mode or image.size != (width, height) for image in images):
             raise _DifferentShape
         if any(i.has_transparency_data or _has_pages(i) for i in images):  # a PNG can declare a colour transparent
@@ -168,7 +180,7 @@ def _cache_split(
         return {"image": [{"bytes": header + i.tobytes(), "path": p} for i, p in zip(images, paths, strict=True)]}
 
     def check(batch: dict, rows: list[int]) -> dict:
-        found = _in_threads(_read_to_the_end, batch["image"], rows, where)
+        found = _for_each(_read_to_the_end, batch["image"], rows, where)
         return dict(zip(types, map(list, zip(*found, strict=True)), strict=True))
 
     def cached(step: str, function: Callable, **options) -> datasets.Dataset:
@@ -227,30 +239,46 @@ def _place(split: datasets.Dataset, row: int, where: str) -> str:
     return (value or {}).get("path") or f"{where}, row {row + 1}"
 
 
-def _in_threads(function: Callable, values: list[dict], rows: list[int], where: str) -> list:
-    """Apply `function` to each stored image. Raises: DataError with the file or row of an unreadable image."""
+def _for_each(function: Callable, values: list[dict], rows: list[int], where: str, threads: int | None = None) -> list:
+    """Apply `function` to each stored image. Raises: DataError with the file or row of an unreadable image.
+
+    Args:
+        threads: number of threads. None: as many as there are cores, and some more. 1 is faster for small images, at
+            which threads mostly wait for the interpreter's lock.
+    """
 
     def call(value: dict | None, row: int):
         try:
             return function(value)
+        except _DifferentShape:
+            raise
         except Exception as error:  # Pillow raises many types of exceptions for damaged or missing files
             file = (value or {}).get("path") or f"{where}, row {row + 1}"
             raise DataError(f"{file} cannot be read as an image ({type(error).__name__}: {error}).") from error
 
-    with ThreadPoolExecutor() as pool:
+    if threads == 1:
+        return [call(*one) for one in zip(values, rows, strict=True)]
+    with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(call, values, rows))
 
 
-def decode_stored(value: dict | None) -> PIL.Image.Image:
+def decode_stored(value: dict | None, sides: tuple[int, int] | None = None) -> PIL.Image.Image:
     """Decode an image as `datasets` stores it, `{"bytes", "path"}`, and turn it by its EXIF orientation.
+
+    With `sides`, an image that has others is not decoded, and raises [`_DifferentShape`].
 
     Raises: ValueError if it is empty or too large. Pillow raises many types of exceptions for a damaged file.
     """
-    if value is None:
+    if value is None or value["bytes"] is None and value["path"] is None:
         raise ValueError("the value is empty")
-    with _open_image(value) as image:
-        check_size(image)
-    return datasets.Image().decode_example(value)
+    image = _open_image(value)
+    check_size(image)
+    if sides is not None and sorted(image.size) != sorted(sides):  # EXIF data may say that they are swapped
+        raise _DifferentShape
+    image.load()
+    if image.getexif().get(PIL.Image.ExifTags.Base.Orientation) is not None:
+        image = PIL.ImageOps.exif_transpose(image)
+    return image
 
 
 def _has_pages(image: PIL.Image.Image) -> bool:

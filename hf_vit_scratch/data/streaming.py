@@ -49,7 +49,7 @@ class StreamedImages:
         size = self.processor.crop_size if self.processor.do_center_crop else self.processor.size
         return self.processor.num_channels, size["height"], size["width"]
 
-    def decode(self, file: dict | None, index: int, numbers: torch.Tensor) -> np.ndarray:
+    def decode(self, file: dict | None, index: int, numbers: np.ndarray) -> np.ndarray:
         """An image, uint8 `(num_channels, height, width)`. Raises: DataError, with its place, if it cannot be used."""
         try:
             if file is not None and file["bytes"] is None:
@@ -171,6 +171,7 @@ class StreamedBatches(torch.utils.data.IterableDataset):
         # In numpy: threads of torch, which copy in parallel, wait for each other where the cores are busy.
         images = np.zeros((len(indices), *self.images.shape), np.uint8)
         labels = torch.zeros(len(indices), dtype=torch.int64)
-        for number, (row, numbers) in enumerate(zip(rows, crop_numbers(keys[: len(rows)]), strict=True)):
+        crops = crop_numbers(keys[: len(rows)]).numpy()
+        for number, (row, numbers) in enumerate(zip(rows, crops, strict=True)):
             images[number], labels[number] = self.images.decode(row.file, int(indices[number]), numbers), row.label
         return {"pixel_values": torch.from_numpy(images), "labels": labels, "keys": keys}

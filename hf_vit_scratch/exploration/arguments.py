@@ -51,14 +51,16 @@ class _SizeArguments:
 
     size: str | None = flag(None, f"Named size: {', '.join(SIZES)}. Default: size of the recipe, or digits-tiny.")
     recipe: str | None = flag(None, "Name of a recipe of the package, or path of a YAML file.")
-    num_labels: int | None = flag(None, "Number of classes. Default: 10 for the digits sizes, 1000 for others.")
+    num_labels: int | None = flag(
+        None, "Number of classes. Default: 10 for the digits and photos sizes, 1000 for others."
+    )
 
 
 def parse_size(argv: list[str]) -> ViTScratchConfig:
     """Parse `--size`, `--recipe`, `--num_labels` and the fields of the config to a config.
 
     A field overrides the recipe, and the recipe overrides the named size. Without `--num_labels` there are 10 classes
-    for the digits sizes and 1000 for the others, as in the papers.
+    for the digits and photos sizes and 1000 for the others, as in the papers.
 
     Raises: ValueError, in one line, as [`parse_arguments`] and [`ViTScratchConfig`].
     """
@@ -73,7 +75,7 @@ def parse_size(argv: list[str]) -> ViTScratchConfig:
     flags = {action.dest for action in parser._actions}
     values = {name: value for name, value in values.items() if name in flags}
     run, model = parse_with_recipe(parser, known.recipe, {}, values, argv)
-    labels = (10 if run.size.startswith("digits") else 1000) if run.num_labels is None else run.num_labels
+    labels = (10 if run.size.startswith(("digits", "photos")) else 1000) if run.num_labels is None else run.num_labels
     return ViTScratchConfig.from_size(run.size, **given_fields(model), num_labels=labels)
 
 

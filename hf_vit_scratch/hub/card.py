@@ -26,6 +26,7 @@ _TEMPLATES = (
     resources.files("hf_vit_scratch.hub") / "model_card_template.md",
     Path(__file__).parents[2] / "model_cards" / "template.md",
 )
+_FROZEN = "with a linear head that was trained on the frozen encoder of"
 _MEASURED = ("num_images", "errors", "accuracy", "macro_f1", "negative_log_likelihood", "calibration_error")
 
 
@@ -49,10 +50,12 @@ def write_card(folder: Path, config: ViTScratchConfig, results: dict, name: str 
     splits = [split for split in ("validation", "test") if f"{split}_accuracy" in results]
     measured = [{"split": split, **{key: results[f"{split}_{key}"] for key in _MEASURED}} for split in splits]
     has_example = (folder / EXAMPLE_NAME).exists()
+    settings = complete_settings(read_json(folder / SETTINGS_NAME))
     card = ModelCard.from_template(
         _card_data(name, config, results, evaluation, has_example),
         template_str=next(file for file in _TEMPLATES if file.is_file()).read_text(encoding="utf-8"),
         name=name,
+        tuned=_FROZEN if settings["run"]["freeze_encoder"] else "fine-tuned from",
         base_on_the_hub="/" in results.get("base_model", ""),
         config=config,
         height=height,
@@ -65,7 +68,7 @@ def write_card(folder: Path, config: ViTScratchConfig, results: dict, name: str 
         evaluation=evaluation,
         wrong_plot=(folder / WRONG_PLOT).exists(),
         units=UNITS,
-        settings=complete_settings(read_json(folder / SETTINGS_NAME)),
+        settings=settings,
         plots=[plot for plot in (CURVES_PLOT, CONFUSION_PLOT) if (folder / plot).exists()],
         has_example=has_example,
     )
@@ -96,7 +99,7 @@ def _card_data(
         metrics=["accuracy"],
         model_name=name,
         eval_results=measured or None,
-        **({"widget": [{"src": EXAMPLE_NAME, "example_title": "A held-out digit"}]} if has_example else {}),
+        **({"widget": [{"src": EXAMPLE_NAME, "example_title": "A held-out image"}]} if has_example else {}),
     )
 
 

@@ -5,6 +5,7 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy
 
 from .flags import RunArguments, Settings
 
+TEACHER_NETWORKS = ("strided", "pooled")
 # Beyond these a run would not end, or would take all memory and processes of a machine.
 _RANGES = {
     "num_train_epochs": (0, 10**6),
@@ -64,8 +65,15 @@ def _check_run(run: RunArguments) -> None:
         raise ValueError(f"ema_decay must be at least 0 and below 1, got {run.ema_decay}.")
     if run.muon_learning_rate is not None and not run.muon_learning_rate >= 0:
         raise ValueError(f"muon_learning_rate must be at least 0, got {run.muon_learning_rate}.")
+    if run.freeze_encoder and not run.model_name_or_path:
+        raise ValueError("freeze_encoder is for a pre-trained model: pass model_name_or_path, or leave it out.")
+    if run.freeze_encoder and run.muon_learning_rate:
+        raise ValueError("Muon trains the blocks, which freeze_encoder does not train: leave out one of the two.")
     if not run.teacher_epochs >= 0:
         raise ValueError(f"teacher_epochs must be at least 0, got {run.teacher_epochs}.")
+    if run.teacher_network not in TEACHER_NETWORKS:
+        names = " or ".join(TEACHER_NETWORKS)
+        raise ValueError(f"teacher_network must be {names}, got {run.teacher_network!r:.80}.")
     if run.num_teachers < 1:
         raise ValueError(f"num_teachers must be at least 1, got {run.num_teachers}.")
     if not 0 <= run.teacher_weight <= 1:

@@ -111,18 +111,27 @@ class AugmentationArguments:
     """Flags for the augmentation of training images."""
 
     augmentation: str = flag(
-        "none", "none, digits (affine and elastic transforms, no flips) or photos (random crops and flips)."
+        "none",
+        "none, digits (affine and elastic transforms, no flips) or photos (random crops and flips, and if asked for "
+        "shifts and cutout).",
     )
     rotation_degrees: float = flag(15.0, "digits: largest rotation, in degrees.")
     scale_range: float = flag(0.15, "digits: largest change of scale; 0.15 scales by 0.85 to 1.15.")
     shear_degrees: float = flag(10.0, "digits: largest shear, in degrees.")
-    shift_pixels: float = flag(2.0, "digits: largest shift along each axis, in pixels.")
+    shift_pixels: float | None = flag(
+        None,
+        "digits and photos: largest shift along each axis, in pixels. Photographs are shifted by whole pixels, and "
+        "their reflection fills the rest. Default: 2 for digits, 0 for photos.",
+    )
     elastic_pixels: float = flag(0.8, "digits: standard deviation of the elastic displacement, in pixels.")
     mild_fraction: float = flag(
         0.0, "digits: fraction of the training steps, at the end, in which mild_strength multiplies all amounts."
     )
     mild_strength: float = flag(0.3, "digits: factor of all amounts in the last mild_fraction of the steps.")
-    min_crop_area: float = flag(0.35, "photos: smallest crop, as a fraction of the image area.")
+    min_crop_area: float = flag(0.35, "photos: smallest crop, as a fraction of the image area. 1: no crop.")
+    cutout_pixels: float = flag(
+        0.0, "photos: side of a square at a random place that is set to grey, in pixels of the model's input. 0: none."
+    )
 
 
 @dataclasses.dataclass
@@ -145,6 +154,11 @@ class RunArguments:
         "Fine-tune this model instead of training a new one: a folder, or the id of a repository on the Hub, with a "
         "model of this package, a ViT of transformers or a ViT of timm. It determines the size, so leave out --size.",
     )
+    freeze_encoder: bool = flag(
+        False,
+        "With model_name_or_path: train the classification head alone, as a linear probe. The encoder keeps its "
+        "weights, and is used without dropout and drop path.",
+    )
     attn_implementation: str | None = flag(
         None,
         "Attention implementation: eager, sdpa, flex_attention or another one of transformers. Default: the fastest "
@@ -162,6 +176,11 @@ class RunArguments:
     teacher_epochs: float = flag(
         0.0,
         "Distil from a CNN that is trained first, on the same rows, for this many epochs. 0: no distillation.",
+    )
+    teacher_network: str = flag(
+        "strided",
+        "With teacher_epochs: kind of the CNNs, strided (for digits, 0.33 million parameters) or pooled (for small "
+        "photographs, 2 million parameters).",
     )
     num_teachers: int = flag(
         1, "With teacher_epochs: number of CNNs, trained with different seeds. Their mean logits are the target."

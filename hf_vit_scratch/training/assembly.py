@@ -1,13 +1,15 @@
 """Build config, processor, augmentation and trainer from the settings of a run."""
 
 import datasets
+import numpy as np
 from torch import nn
 
 from ..conversion.pretrained import Pretrained
-from ..data.augmentation import DigitAugmentation, RandomFlip
+from ..data.augmentation import DigitAugmentation, PhotoAugmentation
 from ..data.batches import ImageBatches, PixelValues
 from ..data.digit_recognizer import COMPETITION, SAMPLE
-from ..data.pixels import image_shape
+from ..data.errors import notice
+from ..data.pixels import image_shape, image_sizes
 from ..data.shards import Stream
 from ..data.sources import source_name
 from ..data.streaming import StreamedImages
@@ -30,6 +32,8 @@ def build_config(
     fields, training_data = given_fields(settings.model), source_name(settings.data.data)
     names = splits["train"].features["label"].names
     if pretrained is not None:
+        frozen = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
+        fields |= dict.fromkeys(frozen, 0.0) if settings.run.freeze_encoder else {}
         return pretrained.config_for(fields, names, training_data)
     streamed = isinstance(splits["train"], Stream)
     shape = None if streamed else image_shape(splits["train"])
@@ -43,13 +47,29 @@ def build_config(
             raise ValueError("the images differ in size: pass --image_size, or --recipe photos-small for photographs.")
         fields["image_size"] = shape[0] if shape[0] == shape[1] else list(shape[:2])
     fields.setdefault("num_channels", 3 if shape is None else shape[2])
-    return ViTScratchConfig.from_size(
+    config = ViTScratchConfig.from_size(
         settings.run.size,  # pyrefly: ignore[bad-argument-type]  # only a pre-trained model has none
         **fields,
         id2label=dict(enumerate(names)),
         label2id={name: index for index, name in enumerate(names)},
         training_data=[training_data],
     )
+    if not streamed:
+        _notice_enlarged(splits["train"], config)
+    return config
+
+
+def _notice_enlarged(train: datasets.Dataset, config: ViTScratchConfig) -> None:
+    """Say so if most images are enlarged to the size of the model, which costs time and shows nothing more."""
+    sizes, size = image_sizes(train), config.image_height_width
+    smaller = (sizes < size).all(axis=1)
+    if smaller.mean() > 0.5:
+        height, width = np.median(sizes[smaller], axis=0).astype(int)
+        notice(
+            f"Most images are enlarged, from about {height}x{width} to {size[0]}x{size[1]} pixels, which makes the "
+            "model slower and shows it nothing more. Choose a smaller --image_size, or for photographs of 32x32 "
+            "pixels --recipe photos-tiny."
+        )
 
 
 def build_processor(
@@ -89,27 +109,36 @@ def _reads_digits(config: ViTScratchConfig) -> bool:
     return bool(seen) and seen <= {COMPETITION, SAMPLE} and (config.image_size, config.num_channels) == (28, 1)
 
 
-def build_augmentation(arguments: AugmentationArguments) -> nn.Module | None:
-    """The module that augments a training batch on the device, or None. Raises: ValueError for invalid arguments."""
-    if arguments.augmentation == "none":
-        return None
+def build_augmentation(arguments: AugmentationArguments, crop: bool = True) -> nn.Module | None:
+    """The module that augments a training batch on the device, or None.
+
+    Args:
+        arguments: kind of augmentation, and amounts.
+        crop: whether photographs are still to be cropped.
+
+    Raises: ValueError for invalid arguments.
+    """
+    if arguments.augmentation not in ("none", "digits", "photos"):
+        raise ValueError(f"augmentation must be none, digits or photos, got {arguments.augmentation!r:.80}.")
+    for name in ("mild_strength", "shift_pixels", "cutout_pixels"):
+        if (value := getattr(arguments, name)) is not None and not value >= 0:
+            raise ValueError(f"{name} must be at least 0, got {value}.")
+    if not 0 <= arguments.mild_fraction <= 1:
+        raise ValueError(f"mild_fraction must be from 0 to 1, got {arguments.mild_fraction}.")
+    if not 0 < arguments.min_crop_area <= 1:
+        raise ValueError(f"min_crop_area must be above 0 and at most 1, got {arguments.min_crop_area}.")
     if arguments.augmentation == "digits":
-        if not 0 <= arguments.mild_fraction <= 1:
-            raise ValueError(f"mild_fraction must be from 0 to 1, got {arguments.mild_fraction}.")
-        if not arguments.mild_strength >= 0:
-            raise ValueError(f"mild_strength must be at least 0, got {arguments.mild_strength}.")
         return DigitAugmentation(
             arguments.rotation_degrees,
             arguments.scale_range,
             arguments.shear_degrees,
-            arguments.shift_pixels,
+            2.0 if arguments.shift_pixels is None else arguments.shift_pixels,
             arguments.elastic_pixels,
         )
     if arguments.augmentation == "photos":
-        if not 0 < arguments.min_crop_area <= 1:
-            raise ValueError(f"min_crop_area must be above 0 and at most 1, got {arguments.min_crop_area}.")
-        return RandomFlip()
-    raise ValueError(f"augmentation must be none, digits or photos, got {arguments.augmentation!r:.80}.")
+        area = arguments.min_crop_area if crop else 1.0
+        return PhotoAugmentation(area, arguments.shift_pixels or 0.0, arguments.cutout_pixels)
+    return None
 
 
 def build_trainer(
@@ -117,13 +146,18 @@ def build_trainer(
 ) -> ViTScratchTrainer:
     """The trainer of a model on the split train, with evaluation on the split validation if there is one."""
     augmentation, run = settings.augmentation, settings.run
-    on_device = build_augmentation(augmentation)
     min_crop_area = augmentation.min_crop_area if augmentation.augmentation == "photos" else None
     streamed = isinstance(splits["train"], Stream)
     if streamed:
         train = StreamedImages(splits["train"], processor, min_crop_area, settings.data.shuffle_buffer)
     else:
         train = ImageBatches(splits["train"], processor, min_crop_area)
+        if not train.is_decoded and settings.training.dataloader_num_workers == 0:
+            notice(
+                "The training process decodes the images itself, between its steps. --dataloader_num_workers 2 leaves "
+                "this to two other processes."
+            )
+    on_device = build_augmentation(augmentation, crop=isinstance(train, ImageBatches) and train.is_decoded)
     trainer = ViTScratchTrainer(
         model,
         settings.training,

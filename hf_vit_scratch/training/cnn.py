@@ -13,6 +13,8 @@ from transformers.modeling_outputs import ImageClassifierOutput
 # million and 37 MFLOP with a convolutional stem of depth 2.
 WIDTHS = (16, 32, 160)
 
+_FIRST_WIDTH = 24  # channels of the first layer of [`PooledConvNet`]
+
 
 class _BatchNorm(nn.BatchNorm2d):
     """Batch norm that takes a single value, which has no variance, by its running statistics. torch refuses it.
@@ -41,7 +43,13 @@ class ConvNet(PreTrainedModel):
         num_channels (`int`): number of image channels.
         num_labels (`int`): number of classes.
         widths (tuple of `int`): channels of each stage.
+
+    As a teacher it is trained with `learning_rate`, and with Muon for the matrices of its features if
+    `muon_learning_rate` is not None.
     """
+
+    learning_rate: float = 3e-3
+    muon_learning_rate: float | None = None
 
     def __init__(self, num_channels: int, num_labels: int, widths: tuple[int, ...] = WIDTHS):
         super().__init__(PretrainedConfig())  # the Trainer requires a config
@@ -90,6 +98,52 @@ class StridedConvNet(ConvNet):
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> ImageClassifierOutput:
         below, right = (max(0, 28 - side) for side in pixel_values.shape[-2:])
         return super().forward(F.pad(pixel_values, (0, right, 0, below)), labels)
+
+
+class _MatrixConvolution(nn.Linear):
+    """A convolution without bias. Its filters are the rows of a matrix `(width, before * size**2)`, as Muon needs."""
+
+    def __init__(self, before: int, width: int, size: int):
+        super().__init__(before * size**2, width, bias=False)
+        self.shape = (width, size, size, before)  # channels last, so that the filters are not copied
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(features, self.weight.view(self.shape).permute(0, 3, 1, 2), padding=self.shape[1] // 2)
+
+
+class PooledConvNet(ConvNet):
+    """A CNN for small photographs after cifar10-airbench ("94% on CIFAR-10 in 3.29 Seconds on a Single GPU", arXiv
+    2404.00498), which is called like [`ConvNet`].
+
+    A 2x2 convolution, then for each width a 3x3 convolution, 2x2 max pooling and a second 3x3 convolution, with batch
+    norm and GELU, and a linear head on the maximum over all positions. Differences to the original: the first layer is
+    learned, batch norm has a scale, and Muon trains all 3x3 convolutions. For 32x32 images in RGB and 10 classes the
+    default widths mean 1.97 million parameters and 236 MFLOP per image.
+
+    Args:
+        num_channels (`int`): number of image channels.
+        num_labels (`int`): number of classes.
+        widths (tuple of `int`): channels of each stage.
+    """
+
+    learning_rate, muon_learning_rate = 3e-3, 3e-3
+
+    def __init__(self, num_channels: int, num_labels: int, widths: tuple[int, ...] = (64, 256, 256)):
+        super().__init__(num_channels, num_labels, widths[-1:])  # for the head
+        layers, before = [nn.Conv2d(num_channels, _FIRST_WIDTH, 2), _gelu()], _FIRST_WIDTH
+        for width in widths:
+            layers += [_MatrixConvolution(before, width, 3), nn.MaxPool2d(2), _BatchNorm(width), _gelu()]
+            layers += [_MatrixConvolution(width, width, 3), _BatchNorm(width), _gelu()]
+            before = width
+        self.features = nn.Sequential(*layers)
+
+
+def _gelu() -> nn.Module:
+    return nn.GELU(approximate="tanh")  # which is faster on a CPU
+
+
+# The CNNs that can be a teacher, by the names of the flag `teacher_network`.
+NETWORKS: dict[str, type[ConvNet]] = {"strided": StridedConvNet, "pooled": PooledConvNet}
 
 
 def widths_for(parameters: int, num_channels: int, num_labels: int) -> tuple[int, ...]:

@@ -262,6 +262,7 @@ def _build_trainer(job: Job) -> ViTScratchTrainer:
     fastest = attention_for_training(config.num_tokens, training.device, training.bf16, training.torch_compile)
     config._attn_implementation = settings.run.attn_implementation or fastest
     model = pretrained.fit(config) if pretrained else ViTScratchForImageClassification(config)
+    model.vit.requires_grad_(not settings.run.freeze_encoder)
     processor = build_processor(config, settings.data.crop_fraction, pretrained)
     if pretrained and not job.checkpoint and PartialState().is_main_process:
         print(pretrained.describe(config), flush=True)

@@ -27,12 +27,12 @@ from ..output_folder import TEACHER_NAME, written_whole
 from ..settings.flags import Settings
 from .assembly import build_trainer
 from .callbacks import DivergedError
-from .cnn import StridedConvNet
+from .cnn import NETWORKS, ConvNet
 from .interrupts import StopWithLauncher
 from .sharding import replicated
 
-# Chosen on fold 1 of the competition. All other settings are those of the run.
-_LEARNING_RATE, _LABEL_SMOOTHING = 3e-3, 0.0
+# Without it the predictions of the teacher are softer by themselves. Chosen on fold 1 of the competition.
+_LABEL_SMOOTHING = 0.0
 _SEED_STEP = 1000  # between the CNNs, since the processes of a run have consecutive seeds
 
 
@@ -76,14 +76,15 @@ def get_teacher(
     run, training = settings.run, settings.training
     start, state = time.perf_counter(), PartialState()
     file = Path(training.output_dir) / TEACHER_NAME
-    members, earlier = _read(resume_from / TEACHER_NAME, config) if resume_from else ([], 0.0)
+    network = NETWORKS[run.teacher_network]
+    members, earlier = _read(resume_from / TEACHER_NAME, network, config) if resume_from else ([], 0.0)
     state.wait_for_everyone()  # all processes must have read the file before it is written
     if members and state.is_main_process:
         print(f"{len(members)} of {run.num_teachers} CNNs of the teacher are already trained.", flush=True)
         _write(members, file, earlier)
     for number in range(len(members), run.num_teachers):
         transformers.set_seed(training.seed + _SEED_STEP * number)
-        member = StridedConvNet(config.num_channels, config.num_labels)
+        member = network(config.num_channels, config.num_labels)
         if state.is_main_process:
             parameters = f"{_num_parameters(member):,} parameters"
             print(f"Training the teacher first: CNN {number + 1} of {run.num_teachers}, {parameters}.", flush=True)
@@ -103,7 +104,7 @@ def _num_parameters(member: nn.Module) -> int:
     return sum(parameter.numel() for parameter in member.parameters())
 
 
-def _write(members: list[StridedConvNet], file: Path, seconds: float | None) -> None:
+def _write(members: list[ConvNet], file: Path, seconds: float | None) -> None:
     """Write the finished CNNs, with the time of their training, if it is known, and a checksum."""
     teacher = Teacher(members)
     metadata = {"sha256": _checksum(teacher.state_dict())} | ({} if seconds is None else {"seconds": repr(seconds)})
@@ -118,7 +119,7 @@ def _checksum(tensors: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _read(file: Path, config: ViTScratchConfig) -> tuple[list[StridedConvNet], float | None]:
+def _read(file: Path, network: type[ConvNet], config: ViTScratchConfig) -> tuple[list[ConvNet], float | None]:
     """Load the finished CNNs of a run, and the time of their training in seconds, if it is known.
 
     Raises: ValueError if the file is damaged or does not fit the data.
@@ -128,7 +129,7 @@ def _read(file: Path, config: ViTScratchConfig) -> tuple[list[StridedConvNet], f
             metadata = opened.metadata() or {}
         stored = safetensors.torch.load_file(file)
         numbers = {name.split(".")[1] for name in stored}
-        members = [StridedConvNet(config.num_channels, config.num_labels) for _ in numbers]
+        members = [network(config.num_channels, config.num_labels) for _ in numbers]
         Teacher(members).load_state_dict(stored)
         if metadata.get("sha256", checksum := _checksum(stored)) != checksum:  # older versions wrote none
             raise ValueError("other bytes than were written")
@@ -140,18 +141,18 @@ def _read(file: Path, config: ViTScratchConfig) -> tuple[list[StridedConvNet], f
 
 
 def _train(
-    member: StridedConvNet,
+    member: ConvNet,
     number: int,
     processor: ViTScratchImageProcessor,
     train: datasets.Dataset,
     settings: Settings,
-) -> StridedConvNet:
+) -> ConvNet:
     """Train CNN number `number`, counted from 0. Returns it with its averaged weights."""
     torch._dynamo.reset()  # or else dynamo stops compiling after eight models, without a warning
     seed, data_seed = settings.training.seed, settings.training.data_seed
-    own = settings.with_run(muon_learning_rate=None).with_training(
+    own = settings.with_run(muon_learning_rate=member.muon_learning_rate).with_training(
         num_train_epochs=settings.run.teacher_epochs,  # if max_steps is given, it limits the CNNs too
-        learning_rate=_LEARNING_RATE,
+        learning_rate=member.learning_rate,
         label_smoothing_factor=_LABEL_SMOOTHING,
         eval_strategy=IntervalStrategy.NO,
         save_strategy=SaveStrategy.NO,

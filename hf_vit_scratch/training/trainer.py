@@ -98,8 +98,9 @@ class ViTScratchTrainer(WholeCheckpoints):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.muon_learning_rate:
             others = super().create_optimizer(model)
-            blocks = self.model.vit.layers
-            self.optimizer = WithMuon(blocks, others, self.muon_learning_rate, self.args.weight_decay)
+            # Of a ViT the blocks, and of a CNN all layers below the head.
+            part = self.model.vit.layers if hasattr(self.model, "vit") else self.model.features
+            self.optimizer = WithMuon(part, others, self.muon_learning_rate, self.args.weight_decay)
         return super().create_optimizer(model)
 
     def learn_from(self, teacher: nn.Module, weight: float, temperature: float) -> None:

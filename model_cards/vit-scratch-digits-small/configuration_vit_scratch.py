@@ -21,16 +21,16 @@ _TABLE = {
     "digits-tiny": (6, 64, 256, 4, 4),
     "digits-small": (4, 128, 512, 4, 4),
     "digits-base": (9, 192, 768, 6, 4),
+    "photos-tiny": (6, 128, 256, 4, 4),
 }
 _DIGITS = {"image_size": 28, "num_channels": 1, "initializer_range": 0.0}
-_DIGITS_TOO = {name: _DIGITS if name.startswith("digits") else {} for name in _TABLE}
-SIZES = {name: dict(zip(_FIELDS, row, strict=True)) | _DIGITS_TOO[name] for name, row in _TABLE.items()}
+_SMALL = {"digits": _DIGITS, "photos": {**_DIGITS, "image_size": 32, "num_channels": 3}}
+SIZES = {name: dict(zip(_FIELDS, row, strict=True)) | _SMALL.get(name[:6], {}) for name, row in _TABLE.items()}
 
 _CHOICES = dict(position_embedding=("learned", "sincos2d", "none"), pooling=("cls", "mean"), stem=("patch", "conv"))
 # The largest integers, which are far above those of published ViTs; 65,536 for other fields.
 _MOST = {"num_labels": 10**6, "num_hidden_layers": 1000, "stem_depth": 100}
-# Arguments that transformers accepts in addition to the fields.
-_COMMON_ARGUMENTS = {"num_labels", "output_attentions", "attn_implementation", "torch_dtype", "name_or_path"}
+_ARGUMENTS_OF_TRANSFORMERS = {"num_labels", "output_attentions", "attn_implementation", "torch_dtype", "name_or_path"}
 
 
 class ViTScratchConfig(PretrainedConfig):
@@ -92,7 +92,7 @@ class ViTScratchConfig(PretrainedConfig):
     training_data: list[str] | None = None
 
     def __post_init__(self, **kwargs):
-        unknown = kwargs.keys() - _COMMON_ARGUMENTS
+        unknown = kwargs.keys() - _ARGUMENTS_OF_TRANSFORMERS
         # A config.json may hold keys of the Trainer or of other models (layer_norm_epsilon): refuse only near misses.
         self._refuse(self._misspelt(unknown, cutoff=0.9) if "model_type" in kwargs else unknown)
         self._check_integer("num_labels", kwargs.get("num_labels", 1))  # transformers makes a name for each

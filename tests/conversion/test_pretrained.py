@@ -289,6 +289,18 @@ def test_fine_tuning_learns_and_says_what_it_started_from(sources, photos, tmp_p
     assert not [path for path in texts if str(tmp_path / "base") in path.read_text()]
 
 
+def test_a_linear_probe_trains_the_head_alone(sources, photos, tmp_path):
+    learn = ["--freeze_encoder", "true", "--num_train_epochs", "15", "--learning_rate", "1e-2"]
+    results = run(sources["ours"][0], photos, tmp_path / "out", *learn)
+    saved, before = load_file(tmp_path / "out" / "model.safetensors"), fitted(sources["ours"][0]).state_dict()
+    changed = {name for name, tensor in saved.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"classifier.weight", "classifier.bias"}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["drop_path_rate"] == 0 and results["validation_accuracy"] > 0.7
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "a linear head that was trained on the frozen encoder of" in card and "fine-tuned from" not in card
+
+
 @pytest.mark.parametrize("kind", SOURCES)
 def test_a_run_without_learning_leaves_the_weights_as_they_were(kind, sources, photos, tmp_path):
     """So the average starts from them, and what is trained, saved and evaluated is the model that was loaded."""

@@ -6,7 +6,7 @@ import torch
 from helpers import pictures
 from PIL import Image
 
-from hf_vit_scratch.data.augmentation import DigitAugmentation, RandomFlip, crop_numbers, random_resized_crop
+from hf_vit_scratch.data.augmentation import DigitAugmentation, PhotoAugmentation, crop_boxes, crop_numbers
 from hf_vit_scratch.data.random_numbers import image_keys, uniform
 
 NOTHING = {"rotation_degrees": 0, "scale_range": 0, "shear_degrees": 0, "shift_pixels": 0, "elastic_pixels": 0}
@@ -78,7 +78,11 @@ def test_strength_is_a_factor_of_all_amounts():
     assert (changed(1, 1) - images).abs().mean() > 2 * (changed(0.2, 1) - images).abs().mean()
 
 
-@pytest.mark.parametrize("augment", [DigitAugmentation(15, 0.15, 10, 2, 0.8), RandomFlip()], ids=["digits", "flip"])
+@pytest.mark.parametrize(
+    "augment",
+    [DigitAugmentation(15, 0.15, 10, 2, 0.8), PhotoAugmentation(), PhotoAugmentation(0.35, 2, 8)],
+    ids=["digits", "flip", "photos"],
+)
 def test_an_image_is_changed_by_its_key_alone_and_in_each_epoch_anew(augment):
     images = pictures(1).expand(200, -1, -1, -1)
     first = augment(images, keys(200))
@@ -88,36 +92,89 @@ def test_an_image_is_changed_by_its_key_alone_and_in_each_epoch_anew(augment):
     parts = [augment(images[rows], keys(200)[rows]) for rows in order.split(70)]
     torch.testing.assert_close(torch.cat(parts), first[order])
     changed = {tensor.numpy().tobytes() for tensor in first}
-    assert len(changed) == (2 if isinstance(augment, RandomFlip) else 200)
+    only_flips = isinstance(augment, PhotoAugmentation) and augment.min_crop_area == 1
+    assert len(changed) == (2 if only_flips else 200)
     assert not torch.equal(first, augment(images, keys(200, epoch=1)))
 
 
-def test_flip_mirrors_about_half_of_a_batch():
+def flipped(images: torch.Tensor, augmented: torch.Tensor) -> np.ndarray:
+    """Which of the images have been mirrored; all others must be as they were."""
+    mirrored = (augmented == images.flip(-1)).flatten(1).all(dim=1).numpy()
+    assert (mirrored ^ (augmented == images).flatten(1).all(dim=1).numpy()).all()
+    return mirrored
+
+
+def test_photographs_are_flipped_about_half_of_the_time_and_otherwise_kept():
     images = torch.rand(400, 3, 2, 5)
-    flipped = RandomFlip()(images, keys(400))
-    mirrored = np.array(
-        [np.array_equal(new, old[:, :, ::-1]) for new, old in zip(flipped.numpy(), images.numpy(), strict=True)]
-    )
-    kept = (flipped == images).flatten(1).all(dim=1).numpy()
-    assert (mirrored ^ kept).all()
-    assert 150 < mirrored.sum() < 250
+    assert 150 < flipped(images, PhotoAugmentation()(images, keys(400))).sum() < 250
 
 
-@pytest.mark.parametrize("size", [(300, 200), (200, 300), (1000, 20), (20, 1000), (1, 1)])
-def test_crops_lie_within_the_picture_and_have_the_size(size):
-    for numbers in crop_numbers(keys(20)):
-        assert random_resized_crop(Image.new("RGB", size), (24, 32), 0.35, numbers).size == (32, 24)
+def test_photographs_are_shifted_by_whole_pixels_and_filled_with_their_reflection():
+    """The windows of numpy's symmetric padding are what an image can be shifted to."""
+    images = torch.rand(500, 3, 6, 9)
+    mirrored = flipped(images, PhotoAugmentation()(images, keys(500)))
+    seen = set()
+    for index, shifted in enumerate(PhotoAugmentation(shift_pixels=2)(images, keys(500))):
+        image = images[index].flip(-1) if mirrored[index] else images[index]
+        padded = np.pad(image.numpy(), ((0, 0), (2, 2), (2, 2)), mode="symmetric")
+        places = [(y, x) for y in range(5) for x in range(5)]
+        fitting = [(y, x) for y, x in places if np.allclose(padded[:, y : y + 6, x : x + 9], shifted, atol=1e-5)]
+        assert len(fitting) == 1
+        seen.add(fitting[0])
+    assert len(seen) == 25
+
+
+def test_crops_of_a_batch_are_the_parts_that_pil_cuts_out():
+    """Away from the rim of a crop, where PIL does not look beyond the crop and a shift has pixels to show."""
+    torch.manual_seed(0)
+    smooth = torch.nn.functional.interpolate(torch.rand(40, 3, 5, 6), (32, 36), mode="bicubic").clamp(0, 1)
+    mirrored = flipped(smooth, PhotoAugmentation()(smooth, keys(40)))
+    cropped = PhotoAugmentation(min_crop_area=0.3)(smooth, keys(40))
+    boxes = torch.stack(crop_boxes(crop_numbers(keys(40)), 32, 36, 0.3), dim=1)
+    for index in range(40):
+        picture = Image.fromarray((smooth[index] * 255).round().byte().permute(1, 2, 0).numpy())
+        expected = picture.resize((36, 32), Image.Resampling.BILINEAR, box=tuple(boxes[index].tolist()))
+        expected = np.asarray(expected)[:, ::-1] if mirrored[index] else np.asarray(expected)
+        found = cropped[index].permute(1, 2, 0).numpy() * 255
+        assert np.abs(found - expected)[2:-2, 2:-2].max() < 1.5
+    assert not torch.allclose(cropped, smooth)
+
+
+def test_cutout_greys_one_square_with_its_centre_in_the_image():
+    images = torch.full((300, 3, 20, 30), 0.1)
+    cut = PhotoAugmentation(cutout_pixels=8)(images, keys(300))
+    assert set(cut.unique().tolist()) == set(torch.tensor([0.1, 0.5]).tolist())
+    grey = cut[:, 0] == 0.5
+    assert torch.equal(cut == 0.5, grey[:, None].expand(-1, 3, -1, -1))
+    rows, columns = grey.any(dim=2).sum(dim=1), grey.any(dim=1).sum(dim=1)
+    assert torch.equal(grey.sum(dim=(1, 2)), rows * columns)  # a rectangle: a square, cut off at the border
+    assert rows.max() == columns.max() == 8
+    assert rows.min() >= 3 and columns.min() >= 3
+    middle = grey.float().mean(dim=0)
+    assert middle[10, 15].item() == pytest.approx(64 / 600, abs=0.06)
+
+
+@pytest.mark.parametrize("size", [(300, 200), (200, 300), (1000, 20), (20, 1000), (1, 1), (31, 33)])
+def test_crops_lie_within_the_picture_and_are_the_same_for_a_batch_and_for_one_image(size):
+    width, height = size
+    numbers = crop_numbers(keys(50))
+    left, top, right, bottom = crop_boxes(numbers, height, width, 0.35)
+    assert ((left >= 0) & (left < right) & (right <= width)).all()
+    assert ((top >= 0) & (top < bottom) & (bottom <= height)).all()
+    ratio = (right - left) / (bottom - top)
+    if min(size) > 10:
+        assert ((ratio > 0.7) & (ratio < 1.43)).all()
+    alone = [[side[0] for side in crop_boxes(one[None], height, width, 0.35)] for one in numbers.numpy()]
+    np.testing.assert_array_equal(np.array(alone), torch.stack((left, top, right, bottom), dim=1).numpy())
 
 
 def test_crops_cover_the_asked_share_of_the_area():
-    """A picture that says where it was cut from: red is the column, green the row."""
-    rows, columns = np.mgrid[0:256, 0:256].astype(np.uint8)
-    picture = Image.fromarray(np.stack([columns, rows, np.zeros_like(rows)], axis=-1))
-    areas = []
-    for numbers in crop_numbers(keys(300)):
-        crop = np.asarray(random_resized_crop(picture, (64, 64), 0.35, numbers)).astype(float)
-        width, height = (np.ptp(crop[..., channel]) * 64 / 63 for channel in (0, 1))
-        areas.append(width * height / 256**2)
-    assert 0.3 < min(areas) < 0.45
-    assert 0.9 < max(areas) < 1.1
+    left, top, right, bottom = crop_boxes(crop_numbers(keys(300)), 256, 256, 0.35)
+    areas = ((right - left) * (bottom - top) / 256**2).numpy()
+    assert 0.34 < min(areas) < 0.4
+    assert 0.9 < max(areas) <= 1
     assert 0.6 < np.mean(areas) < 0.72
+
+
+def test_a_smallest_crop_of_the_whole_area_is_no_crop():
+    assert [side.tolist() for side in crop_boxes(crop_numbers(keys(1)), 30, 20, 1)] == [[0], [0], [20], [30]]

@@ -6,13 +6,15 @@ from helpers import blocks, competition_zip, photo_folder
 from PIL import Image
 
 from hf_vit_scratch import data
+from hf_vit_scratch.data.augmentation import PhotoAugmentation
 from hf_vit_scratch.data.batches import ImageBatches, PixelValues
 from hf_vit_scratch.data.random_numbers import image_keys
 from hf_vit_scratch.data.sampling import Drawn
 from hf_vit_scratch.model.configuration_vit_scratch import ViTScratchConfig
 from hf_vit_scratch.model.image_processing_vit_scratch import ViTScratchImageProcessor
+from hf_vit_scratch.model.modeling_vit_scratch import ViTScratchForImageClassification
 from hf_vit_scratch.settings.flags import parse_arguments
-from hf_vit_scratch.training.assembly import build_processor
+from hf_vit_scratch.training.assembly import build_config, build_processor, build_trainer
 
 DIGITS = ViTScratchConfig.from_size("digits-tiny")
 
@@ -47,6 +49,29 @@ def test_images_of_another_size_or_other_channels_are_brought_to_the_models(spli
     images = batches.__getitems__([3])["pixel_values"]
     expected = splits["train"][3]["image"].convert("RGB").resize((36, 32), Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(images[0].permute(1, 2, 0).numpy(), np.asarray(expected))
+
+
+def test_images_of_the_size_of_the_model_come_whole_and_are_cropped_on_the_device(tmp_path):
+    """So a batch of small photographs is one gather, and the trainer still crops it."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
+    for index, image in enumerate(pixels):
+        file = tmp_path / "small" / f"class{index % 2}" / f"{index:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+    flags = ["--data", str(tmp_path / "small"), "--augmentation", "photos", "--validation_size", "0"]
+    sizes = ["--patch_size", "8", "--hidden_size", "8", "--num_attention_heads", "1", "--min_crop_area", "0.4"]
+    settings = parse_arguments([*flags, *sizes, "--num_hidden_layers", "1", "--eval_strategy", "no"])
+    splits = settings.data.load_splits()
+    config = build_config(settings, splits)
+    trainer = build_trainer(ViTScratchForImageClassification(config), build_processor(config), splits, settings)
+    rows = list(range(12))
+    batch = trainer.train_dataset.__getitems__(Drawn(rows, image_keys(0, 0, torch.tensor(rows)).numpy(), 1.0))
+    whole = np.stack([np.asarray(row["image"]) for row in splits["train"]])
+    np.testing.assert_array_equal(batch["pixel_values"].permute(0, 2, 3, 1).numpy(), whole)
+    shown = trainer.to_pixel_values.augmented(batch["pixel_values"], batch["keys"]) / 2 + 0.5
+    wanted = PhotoAugmentation(0.4)(batch["pixel_values"] / 255, batch["keys"])
+    torch.testing.assert_close(shown, wanted, atol=1e-5, rtol=0)
+    assert (shown - PhotoAugmentation()(batch["pixel_values"] / 255, batch["keys"])).abs().mean() > 0.05
 
 
 def test_photographs_are_cropped_at_random_in_training_and_in_the_middle_in_evaluation(tmp_path):

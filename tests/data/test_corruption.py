@@ -46,9 +46,10 @@ def test_rotation_is_by_the_angle_to_either_side(height, width):
     assert seen == {0, 1}
 
 
-def test_blur_is_scipys_gaussian():
-    images = torch.rand(3, 2, 12, 15)
-    expected = ndimage.gaussian_filter(images.numpy(), (0, 0, 1.5, 1.5), mode="constant", radius=5)
+@pytest.mark.parametrize(("channels", "mode"), [(1, "constant"), (3, "nearest")])
+def test_blur_is_scipys_gaussian(channels, mode):
+    images = torch.rand(3, channels, 12, 15)
+    expected = ndimage.gaussian_filter(images.numpy(), (0, 0, 1.5, 1.5), mode=mode, radius=5)
     np.testing.assert_allclose(corrupt(images, "blur", 1.5, seeded()).numpy(), expected, atol=1e-5)
 
 
@@ -57,6 +58,17 @@ def test_noise_has_its_standard_deviation_and_stays_in_range():
     assert (corrupt(grey, "noise", 0.1, seeded()) - grey).std().item() == pytest.approx(0.1, rel=0.02)
     noisy = corrupt(grey, "noise", 0.4, seeded())
     assert noisy.min() == 0 and noisy.max() == 1
+
+
+def test_the_border_of_a_photograph_is_repeated():
+    """A black edge would be a corruption of its own, which no photograph has."""
+    images = torch.rand(4, 3, 6, 9)
+    padded = np.pad(images.numpy(), ((0, 0), (0, 0), (3, 3), (3, 3)), mode="edge")
+    np.testing.assert_array_equal(shift(images, 2, -3).numpy(), padded[:, :, 1:7, 6:15])
+    bright = torch.ones(4, 3, 16, 16)
+    for kind, strength in (("rotation", 30), ("shift", 4), ("blur", 1.5)):
+        torch.testing.assert_close(corrupt(bright, kind, strength, seeded()), bright)
+        assert corrupt(bright[:, :1], kind, strength, seeded()).min() < 0.8
 
 
 @pytest.mark.parametrize("kind", STRENGTHS)

@@ -44,7 +44,7 @@ def test_the_card_says_what_it_is_made_of_and_leaves_out_what_is_not_known(run_f
         "datasets": ["alice/photos"],
         "metrics": ["accuracy"],
         "base_model": "google/vit",
-        "widget": [{"src": "example.png", "example_title": "A held-out digit"}],
+        "widget": [{"src": "example.png", "example_title": "A held-out image"}],
         "model-index": None,
     }
     for words in ("fine-tuned from [google/vit](https://huggingface.co/google/vit) with", "| energy | 0.0123 kWh |"):

@@ -145,6 +145,11 @@ def test_a_run_that_diverges_is_stopped_with_one_line(digits, tmp_path, capsys):
         (["--data", "{digits}", "--teacher_temperature", "0"], "teacher_temperature"),
         (["--data", "{digits}", "--augmentation", "digits", "--mild_fraction", "2"], "mild_fraction"),
         (["--data", "{digits}", "--augmentation", "digits", "--mild_strength", "-1"], "mild_strength"),
+        (["--data", "{digits}", "--augmentation", "photos", "--cutout_pixels", "-1"], "cutout_pixels"),
+        (["--data", "{digits}", "--shift_pixels", "-1", "--augmentation", "photos"], "shift_pixels"),
+        (["--data", "{digits}", "--freeze_encoder", "true"], "pass model_name_or_path"),
+        (["--model_name_or_path", "x", "--freeze_encoder", "1", "--muon_learning_rate", "1e-3"], "Muon trains the"),
+        (["--data", "{digits}", "--teacher_network", "vgg"], "strided or pooled, got 'vgg'"),
         (["--data", "{digits}", "--fold", "6"], "got fold 6 of 5"),
         (["--data", "{digits}", "--stem_depth", "2"], "stem_depth"),
         (["--data", "{digits}", "--push_to_hub"], "push_to_hub"),
@@ -205,6 +210,19 @@ def test_photographs_of_all_sizes_train_by_their_recipe(tmp_path):
     assert results["validation_accuracy"] > 0.8
     assert json.loads((out / "config.json").read_text())["id2label"] == {"0": "blue", "1": "red"}
     assert not (out / "submission.csv").exists()
+
+
+def test_a_run_says_when_it_enlarges_the_images_and_when_it_decodes_them_itself(tmp_path, capsys):
+    photo_folder(tmp_path / "photos")
+    flags = ["--data", str(tmp_path / "photos"), "--recipe", "photos-small", *TINY_MODEL, "--max_steps", "1"]
+    flags += ["--use_cpu", "true", "--eval_strategy", "no", "--patch_size", "8"]
+    main([*flags, "--image_size", "96", "--dataloader_num_workers", "0", "--output_dir", str(tmp_path / "large")])
+    said = capsys.readouterr().err
+    assert "Most images are enlarged, from about 50x53 to 96x96 pixels" in said and "--recipe photos-tiny" in said
+    assert "--dataloader_num_workers 2" in said
+    main([*flags, "--image_size", "32", "--dataloader_num_workers", "1", "--output_dir", str(tmp_path / "small")])
+    said = capsys.readouterr().err
+    assert "enlarged" not in said and "dataloader_num_workers" not in said
 
 
 def test_a_submission_has_the_names_of_the_classes(tmp_path):

@@ -4,19 +4,20 @@ import shutil
 import datasets
 import pytest
 import torch
-from helpers import TINY, same, weights
+from helpers import TINY, photo_folder, same, weights
 from helpers import refused_by_train as error_of
 from safetensors.torch import load_file, save_file
 from transformers.modeling_outputs import ImageClassifierOutput
 
 from hf_vit_scratch import ViTScratchForImageClassification, data
+from hf_vit_scratch.data.batches import ImageBatches, PixelValues
 from hf_vit_scratch.exploration.cost import module_cost
 from hf_vit_scratch.hub.card import write_card
 from hf_vit_scratch.hub.repository import files_to_push
 from hf_vit_scratch.settings.flags import parse_arguments
 from hf_vit_scratch.training import main
 from hf_vit_scratch.training.assembly import build_config, build_processor, build_trainer
-from hf_vit_scratch.training.cnn import StridedConvNet
+from hf_vit_scratch.training.cnn import PooledConvNet, StridedConvNet
 from hf_vit_scratch.training.teacher import get_teacher
 from hf_vit_scratch.training.trainer import distillation_loss
 
@@ -42,6 +43,36 @@ def test_the_network_that_teaches_is_the_notebooks_and_takes_images_of_any_size(
     bordered[:, :, :20, :24] = small
     assert torch.equal(model(small).logits, model(bordered).logits)
     assert not torch.equal(model.train()(bordered).logits, model(bordered).logits)  # dropout
+
+
+def test_the_network_for_photographs_is_airbenchs_and_its_filters_are_matrices_for_muon():
+    """Counted by hand from arXiv 2404.00498, with 3x3 convolutions before and after each pooling."""
+    model = PooledConvNet(3, 10).eval()
+    convolutions = [(3, 24, 2, 31), (24, 64, 3, 31), (64, 64, 3, 15), (64, 256, 3, 15), (256, 256, 3, 7)]
+    convolutions += [(256, 256, 3, 7), (256, 256, 3, 3), (256, 10, 1, 1)]
+    by_hand = sum(2 * before * after * size**2 * side**2 for before, after, size, side in convolutions)
+    assert module_cost(model, (3, 32, 32))[1] == pytest.approx(by_hand, rel=1e-6)
+    image = torch.rand(2, 24, 9, 9)
+    matrix = next(layer for layer in model.features if isinstance(layer, torch.nn.Linear))
+    filters = matrix.weight.view(64, 3, 3, 24).permute(0, 3, 1, 2)
+    torch.testing.assert_close(matrix(image), torch.nn.functional.conv2d(image, filters, padding=1))
+    assert model(torch.rand(2, 3, 40, 50)).logits.shape == (2, 10)
+
+
+@pytest.mark.parametrize("compiled", ["false", "true"])
+def test_a_teacher_for_photographs_learns_with_muon(compiled, tmp_path):
+    photo_folder(tmp_path / "photos", per_class=64)
+    told = ["--data", str(tmp_path / "photos"), *TINY, "--image_size", "16", "--patch_size", "4", "--ema_decay", "0.5"]
+    told += ["--teacher_epochs", "10", "--teacher_network", "pooled", "--augmentation", "none"]
+    settings = parse_arguments([*told, "--torch_compile", compiled, "--output_dir", str(tmp_path)])
+    settings = settings.with_training(data_seed=settings.training.seed)
+    splits = data.load(tmp_path / "photos")
+    config = build_config(settings, splits)
+    processor = build_processor(config)
+    teacher, _ = get_teacher(config, processor, splits["train"], settings)
+    rows = ImageBatches(splits["validation"], processor).__getitems__(list(range(64)))
+    found = teacher(PixelValues(processor)(rows["pixel_values"])).logits.argmax(dim=1)
+    assert (found == rows["labels"]).float().mean() > 0.9
 
 
 def test_a_last_batch_of_one_image_trains_the_network_that_teaches():
@@ -145,7 +176,7 @@ def test_a_run_with_a_teacher_says_so_and_keeps_it_to_itself(digits, tmp_path, c
 
 
 def test_a_teacher_that_diverges_is_told_from_the_model(digits, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("hf_vit_scratch.training.teacher._LEARNING_RATE", 1e30)
+    monkeypatch.setattr(StridedConvNet, "learning_rate", 1e30)
     told = ["--data", digits, *TINY, "--warmup_steps", "0", "--max_steps", "50", "--teacher_epochs", "1"]
     words = error_of(capsys, *told, "--output_dir", str(tmp_path / "out"))
     assert "CNN 1 of the teacher has diverged" in words and "learning_rate" not in words
