@@ -80,6 +80,13 @@ def test_loading_of_a_stream_is_measured_beside_the_model(tmp_path):
         assert f"| {what}" in printed
 
 
+@pytest.mark.nightly
+def test_small_photographs_are_measured_part_by_part():
+    printed = run("photos.py", "--tiny", "--images", "800", "--runs", "1", "--workers", "0", "1")
+    figures = [line.split("|")[2].split()[0] for line in printed.splitlines() if " ± " in line]
+    assert len(figures) == 8 and all(float(figure.replace(",", "")) > 0 for figure in figures)
+
+
 def test_the_kinds_of_pictures_of_digits_are_drawn_and_read():
     kinds = ("paper", "printed_on_a_tile", "form_box")
     printed = run("own_digits.py", "--half", "making", "nothing", "--number", "2", "--kinds", *kinds)

@@ -1,8 +1,8 @@
 """Augmentation: random changes of training images that keep their class.
 
-Whole batches of images are augmented on the training device. Only the random crop of photographs, which differ in
-size, is done image by image on the CPU, before a batch is formed. The random numbers of an image come from its key
-(see [`image_keys`]), and not from the state of a generator.
+Whole batches of images are augmented on the training device. Only photographs that are not in memory in the size of
+the model are cropped image by image on the CPU, before a batch is formed. The random numbers of an image come from its
+key (see [`image_keys`]), and not from the state of a generator.
 """
 
 import math
@@ -98,10 +98,11 @@ def _fields(height: int, width: int, points: int, device: torch.device) -> torch
 class PhotoAugmentation(nn.Module):
     """Flip, crop and resize, and shift each image of a batch at random, in one resampling, then cut out a square.
 
-    An image is flipped horizontally with probability 0.5. Crops are those of [`crop_boxes`]. A shift is a whole number
-    of pixels along each axis, and pixels from outside of the image are its reflection, as in "Deep Residual Learning"
-    (arXiv 1512.03385, section 4.2), which pads with black. Resampling is bilinear, so that an image which is not
-    cropped keeps its pixel values. Cutout (arXiv 1708.04552) sets a square at a random place to grey (0.5).
+    An image is flipped horizontally with probability 0.5. Crops are those of [`crop_boxes`], enlarged to the size of
+    the image. A shift is a whole number of pixels of the result along each axis, as in "Deep Residual Learning" (arXiv
+    1512.03385, section 4.2), but pixels from outside of the image are its reflection, and not black. Resampling is
+    bilinear, so that an image which is not cropped keeps its pixel values. Cutout (arXiv 1708.04552) sets a square at
+    a random place to grey (0.5).
 
     Args:
         min_crop_area (`float`): smallest crop, as a fraction of the image area. 1: no crop.
@@ -129,10 +130,11 @@ class PhotoAugmentation(nn.Module):
             shift = (uniform(keys, 2, _SHIFT).T * 2 - 1) * (int(self.shift_pixels) + 0.5)
             shift_x, shift_y = shift.round() * 2
             # Maps each output point to the input point that is sampled there, in the coordinates of grid_sample, which
-            # run from -1 to 1 along each side.
+            # run from -1 to 1 along each side. A pixel of the result is scale_x pixels of the image wide.
+            scale_x, scale_y = (right - left) / width, (bottom - top) / height
             none = torch.zeros_like(flip)
-            x_of = (flip * (right - left) / width, none, (left + right + shift_x) / width - 1)
-            y_of = (none, (bottom - top) / height, (top + bottom + shift_y) / height - 1)
+            x_of = (flip * scale_x, none, (left + right + shift_x * scale_x) / width - 1)
+            y_of = (none, scale_y, (top + bottom + shift_y * scale_y) / height - 1)
             amounts = torch.stack(x_of + y_of, dim=1).view(batch, 2, 3)
             grid = (amounts @ _fields(height, width, 0, images.device)).view(batch, 2, height, width)
             grid = grid.permute(0, 2, 3, 1).to(images.dtype)
@@ -175,10 +177,11 @@ def crop_boxes(numbers, height: int, width: int, min_area: float):
     aspect = (4 / 3) ** (2 * ratio - 1)
     crop_width, crop_height = ((area * aspect) ** 0.5).round(), ((area / aspect) ** 0.5).round()
     fits = (crop_width > 0) & (crop_width <= width) & (crop_height > 0) & (crop_height <= height)
-    each, first, found = range(len(numbers)), (fits * 1).argmax(-1), fits.any(-1)
+    first, found = fits & (fits.cumsum(-1) == 1), fits.any(-1)
 
     def chosen(tried, centre):
-        return tried[each, first] * found + centre * ~found  # no try fits into a very wide or very high image
+        # No try fits into a very wide or very high image. A sum, since an index would make a GPU wait for the CPU.
+        return (tried * first).sum(-1) + centre * ~found
 
     crop_width = chosen(crop_width, max(1, min(width, height * 4 // 3)))
     crop_height = chosen(crop_height, max(1, min(height, width * 4 // 3)))

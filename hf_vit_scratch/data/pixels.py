@@ -120,7 +120,9 @@ def _pixel_views(dataset: datasets.Dataset) -> list[np.ndarray] | None:
     return views or None
 
 
-def _open_image(value: dict) -> PIL.Image.Image:
+def _open_image(value: dict | None) -> PIL.Image.Image:
+    if value is None or value["bytes"] is None and value["path"] is None:
+        raise ValueError("the value is empty")
     return PIL.Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"]))
 
 
@@ -269,8 +271,6 @@ def decode_stored(value: dict | None, sides: tuple[int, int] | None = None) -> P
 
     Raises: ValueError if it is empty or too large. Pillow raises many types of exceptions for a damaged file.
     """
-    if value is None or value["bytes"] is None and value["path"] is None:
-        raise ValueError("the value is empty")
     image = _open_image(value)
     check_size(image)
     if sides is not None and sorted(image.size) != sorted(sides):  # EXIF data may say that they are swapped
@@ -292,8 +292,6 @@ def _read_to_the_end(value: dict | None) -> tuple[str, bool, float | None, float
     Training's conversions are tried too. `verify` would be faster, but detects neither a truncated JPEG nor pixels
     that have no conversion to RGB.
     """
-    if value is None:
-        raise ValueError("the value is empty")
     with _open_image(value) as image:
         pages = _has_pages(image)
         check_size(image)

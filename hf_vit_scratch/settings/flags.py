@@ -112,16 +112,16 @@ class AugmentationArguments:
 
     augmentation: str = flag(
         "none",
-        "none, digits (affine and elastic transforms, no flips) or photos (random crops and flips, and if asked for "
-        "shifts and cutout).",
+        "none, digits (affine and elastic transforms, no flips) or photos (random crops and flips; --shift_pixels and "
+        "--cutout_pixels add shifts and cutout).",
     )
     rotation_degrees: float = flag(15.0, "digits: largest rotation, in degrees.")
     scale_range: float = flag(0.15, "digits: largest change of scale; 0.15 scales by 0.85 to 1.15.")
     shear_degrees: float = flag(10.0, "digits: largest shear, in degrees.")
     shift_pixels: float | None = flag(
         None,
-        "digits and photos: largest shift along each axis, in pixels. Photographs are shifted by whole pixels, and "
-        "their reflection fills the rest. Default: 2 for digits, 0 for photos.",
+        "digits and photos: largest shift along each axis, in pixels of the model's input. Photographs are shifted by "
+        "whole pixels, and their reflection fills the rest. Default: 0 for photos, 2 for digits.",
     )
     elastic_pixels: float = flag(0.8, "digits: standard deviation of the elastic displacement, in pixels.")
     mild_fraction: float = flag(
@@ -132,6 +132,10 @@ class AugmentationArguments:
     cutout_pixels: float = flag(
         0.0, "photos: side of a square at a random place that is set to grey, in pixels of the model's input. 0: none."
     )
+
+    def __post_init__(self):
+        if self.shift_pixels is None:
+            self.shift_pixels = 0.0 if self.augmentation == "photos" else 2.0
 
 
 @dataclasses.dataclass
@@ -366,4 +370,8 @@ def complete_settings(settings: dict) -> dict:
     defaults = {
         part: {field.name: field.default for field in dataclasses.fields(kind)} for part, kind in kinds.items()
     }
+    augmentation = dict(settings.get("augmentation", {}))
+    if "cutout_pixels" not in augmentation and augmentation.get("augmentation") == "photos":
+        augmentation["shift_pixels"] = 0.0  # until then photographs were never shifted, whatever was recorded
+    settings = {**settings, "augmentation": augmentation}
     return {**settings, **{part: {**default, **settings.get(part, {})} for part, default in defaults.items()}}

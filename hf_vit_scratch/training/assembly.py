@@ -1,5 +1,7 @@
 """Build config, processor, augmentation and trainer from the settings of a run."""
 
+import math
+
 import datasets
 import numpy as np
 from torch import nn
@@ -64,11 +66,11 @@ def _notice_enlarged(train: datasets.Dataset, config: ViTScratchConfig) -> None:
     sizes, size = image_sizes(train), config.image_height_width
     smaller = (sizes < size).all(axis=1)
     if smaller.mean() > 0.5:
+        small = ", or for photographs of 32x32 pixels --recipe photos-tiny" if config.num_channels == 3 else ""
         height, width = np.median(sizes[smaller], axis=0).astype(int)
         notice(
             f"Most images are enlarged, from about {height}x{width} to {size[0]}x{size[1]} pixels, which makes the "
-            "model slower and shows it nothing more. Choose a smaller --image_size, or for photographs of 32x32 "
-            "pixels --recipe photos-tiny."
+            f"model slower and shows it nothing more. Choose a smaller --image_size{small}."
         )
 
 
@@ -121,23 +123,24 @@ def build_augmentation(arguments: AugmentationArguments, crop: bool = True) -> n
     if arguments.augmentation not in ("none", "digits", "photos"):
         raise ValueError(f"augmentation must be none, digits or photos, got {arguments.augmentation!r:.80}.")
     for name in ("mild_strength", "shift_pixels", "cutout_pixels"):
-        if (value := getattr(arguments, name)) is not None and not value >= 0:
-            raise ValueError(f"{name} must be at least 0, got {value}.")
+        if not 0 <= (value := getattr(arguments, name)) < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite, got {value}.")
     if not 0 <= arguments.mild_fraction <= 1:
         raise ValueError(f"mild_fraction must be from 0 to 1, got {arguments.mild_fraction}.")
     if not 0 < arguments.min_crop_area <= 1:
         raise ValueError(f"min_crop_area must be above 0 and at most 1, got {arguments.min_crop_area}.")
+    shift_pixels = arguments.shift_pixels or 0.0
     if arguments.augmentation == "digits":
         return DigitAugmentation(
             arguments.rotation_degrees,
             arguments.scale_range,
             arguments.shear_degrees,
-            2.0 if arguments.shift_pixels is None else arguments.shift_pixels,
+            shift_pixels,
             arguments.elastic_pixels,
         )
     if arguments.augmentation == "photos":
         area = arguments.min_crop_area if crop else 1.0
-        return PhotoAugmentation(area, arguments.shift_pixels or 0.0, arguments.cutout_pixels)
+        return PhotoAugmentation(area, shift_pixels, arguments.cutout_pixels)
     return None
 
 
@@ -146,17 +149,13 @@ def build_trainer(
 ) -> ViTScratchTrainer:
     """The trainer of a model on the split train, with evaluation on the split validation if there is one."""
     augmentation, run = settings.augmentation, settings.run
-    min_crop_area = augmentation.min_crop_area if augmentation.augmentation == "photos" else None
+    cropped = augmentation.augmentation == "photos" and augmentation.min_crop_area < 1
+    min_crop_area = augmentation.min_crop_area if cropped else None
     streamed = isinstance(splits["train"], Stream)
     if streamed:
         train = StreamedImages(splits["train"], processor, min_crop_area, settings.data.shuffle_buffer)
     else:
         train = ImageBatches(splits["train"], processor, min_crop_area)
-        if not train.is_decoded and settings.training.dataloader_num_workers == 0:
-            notice(
-                "The training process decodes the images itself, between its steps. --dataloader_num_workers 2 leaves "
-                "this to two other processes."
-            )
     on_device = build_augmentation(augmentation, crop=isinstance(train, ImageBatches) and train.is_decoded)
     trainer = ViTScratchTrainer(
         model,

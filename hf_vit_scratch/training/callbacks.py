@@ -31,10 +31,12 @@ class WeightAverage(TrainerCallback):
 
     @torch.no_grad()
     def _begin(self):
-        trained = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        # Frozen weights too, so that a checkpoint can be checked to have all of them. The average of equal values is
+        # the same value, bit for bit.
+        averaged = dict(self.model.named_parameters())
         # The running statistics of batch norm must fit the weights.
-        trained |= {name: buffer for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
-        self.average = {name: tensor.detach().clone() for name, tensor in trained.items()}
+        averaged |= {name: buffer for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
+        self.average = {name: tensor.detach().clone() for name, tensor in averaged.items()}
 
     def _weights(self) -> list[torch.Tensor]:
         """The weights, in the order of the average. They are looked up, because FSDP2 replaces them by shards."""

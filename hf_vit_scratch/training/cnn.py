@@ -50,6 +50,7 @@ class ConvNet(PreTrainedModel):
 
     learning_rate: float = 3e-3
     muon_learning_rate: float | None = None
+    smallest_side = 4  # of an image, in pixels; smaller ones are padded with the value 0
 
     def __init__(self, num_channels: int, num_labels: int, widths: tuple[int, ...] = WIDTHS):
         super().__init__(PretrainedConfig())  # the Trainer requires a config
@@ -64,6 +65,8 @@ class ConvNet(PreTrainedModel):
         self.head = nn.Linear(before, num_labels)
 
     def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> ImageClassifierOutput:
+        below, right = (max(0, self.smallest_side - side) for side in pixel_values.shape[-2:])
+        pixel_values = F.pad(pixel_values, (0, right, 0, below)) if below or right else pixel_values
         # Convolutions on a CPU are faster in the channels-last memory format.
         features = self.features(pixel_values.contiguous(memory_format=torch.channels_last))
         # Not amax: compiled in bf16, its gradient compares the maximum with values that are rounded differently, finds
@@ -85,6 +88,8 @@ class StridedConvNet(ConvNet):
         dropout (`float`, defaults to 0.4): dropout probability after each stage.
     """
 
+    smallest_side = 28
+
     def __init__(self, num_channels: int, num_labels: int, dropout: float = 0.4):
         super().__init__(num_channels, num_labels, widths=(128,))  # for a head with 128 features
         layers, before = [], num_channels
@@ -94,10 +99,6 @@ class StridedConvNet(ConvNet):
                 before = width
             layers.append(nn.Dropout(dropout))
         self.features = nn.Sequential(*layers, *_convolution(before, 128, 4), nn.Dropout(dropout))
-
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor | None = None) -> ImageClassifierOutput:
-        below, right = (max(0, 28 - side) for side in pixel_values.shape[-2:])
-        return super().forward(F.pad(pixel_values, (0, right, 0, below)), labels)
 
 
 class _MatrixConvolution(nn.Linear):
@@ -126,7 +127,7 @@ class PooledConvNet(ConvNet):
         widths (tuple of `int`): channels of each stage.
     """
 
-    learning_rate, muon_learning_rate = 3e-3, 3e-3
+    muon_learning_rate, smallest_side = 3e-3, 9
 
     def __init__(self, num_channels: int, num_labels: int, widths: tuple[int, ...] = (64, 256, 256)):
         super().__init__(num_channels, num_labels, widths[-1:])  # for the head

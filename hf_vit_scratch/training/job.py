@@ -14,6 +14,7 @@ from transformers.trainer_utils import HubStrategy, IntervalStrategy
 from ..console import Stopped, exit_with_one_line, leave, out_of_memory
 from ..conversion.pretrained import Pretrained, load_pretrained
 from ..data.digit_recognizer import SAMPLE, SAMPLE_NOTICE
+from ..data.errors import notice
 from ..device import can_compile, set_up_cpu
 from ..hub.repository import Repository
 from ..model.configuration_vit_scratch import ViTScratchConfig
@@ -266,7 +267,13 @@ def _build_trainer(job: Job) -> ViTScratchTrainer:
     processor = build_processor(config, settings.data.crop_fraction, pretrained)
     if pretrained and not job.checkpoint and PartialState().is_main_process:
         print(pretrained.describe(config), flush=True)
-    return build_trainer(model, processor, job.splits, settings)
+    trainer = build_trainer(model, processor, job.splits, settings)
+    if not getattr(trainer.train_dataset, "is_decoded", False) and training.dataloader_num_workers == 0:
+        notice(
+            "The training process decodes the images itself, between its steps. --dataloader_num_workers 2 leaves "
+            "this to two other processes."
+        )
+    return trainer
 
 
 def _begin_folder(job: Job, data: str) -> None:

@@ -31,7 +31,8 @@ from .cnn import NETWORKS, ConvNet
 from .interrupts import StopWithLauncher
 from .sharding import replicated
 
-# Without it the predictions of the teacher are softer by themselves. Chosen on fold 1 of the competition.
+# The CNNs are trained without label smoothing, which was chosen on fold 1 of the competition. Their learning rates are
+# those of their class, and all other settings those of the run.
 _LABEL_SMOOTHING = 0.0
 _SEED_STEP = 1000  # between the CNNs, since the processes of a run have consecutive seeds
 

@@ -1,10 +1,11 @@
 """One run of `train.py`, timed, and of what it is compared with. A process each: run.py starts them in turns.
 
-    python tests/benchmarks/whole_job.py ours RECIPE WARMUP STEPS   prints train.py's and the bare loop's images/s
-    python tests/benchmarks/whole_job.py peer RECIPE WARMUP STEPS   prints those of transformers' ViT and Trainer
+    python tests/benchmarks/whole_job.py ours RECIPE WARMUP STEPS [FLAG ...]   train.py's and the bare loop's images/s
+    python tests/benchmarks/whole_job.py peer RECIPE WARMUP STEPS              those of transformers' ViT and Trainer
 
-"ours" is `train.py` on the sample (data, augmentation, moving average, logging and all), and after it, in the same
-process, a bare loop of forward, backward and AdamW on one batch with the very model that it trained, compiled or not.
+"ours" is `train.py` (data, augmentation, moving average, logging and all) on the sample or with the flags given, and
+after it, in the same process, a bare loop of forward, backward and AdamW on one batch with the very model that it
+trained, compiled or not.
 The peer has the size of digits-tiny and the usual way: torchvision's transforms in `with_transform`, a Trainer with
 its defaults.
 """
@@ -50,7 +51,7 @@ def bare_loop(trainer, warmup: int, steps: int) -> float:
     return size * steps / (time.perf_counter() - start)
 
 
-def run_ours(recipe: str, warmup: int, steps: int, folder: str) -> list[float]:
+def run_ours(recipe: str, warmup: int, steps: int, folder: str, more: list[str]) -> list[float]:
     from hf_vit_scratch.settings.flags import parse_arguments
     from hf_vit_scratch.training import assembly, train
 
@@ -69,11 +70,11 @@ def run_ours(recipe: str, warmup: int, steps: int, folder: str) -> list[float]:
     # A ratio of so short a run would log at every step.
     flags += ["--logging_steps", "10", "--save_strategy", "no", "--disable_tqdm", "true"]
     flags += ["--output_dir", f"{folder}/out"]
-    train(parse_arguments(["--recipe", recipe, *flags]))
+    train(parse_arguments(["--recipe", recipe, *flags, *more]))
     return [timer.rate, *bare]
 
 
-def run_peer(recipe: str, warmup: int, steps: int, folder: str) -> list[float]:
+def run_peer(recipe: str, warmup: int, steps: int, folder: str, more: list[str]) -> list[float]:
     from peers import transformers_vit
     from torchvision.transforms import v2
 
@@ -112,7 +113,9 @@ def run_peer(recipe: str, warmup: int, steps: int, folder: str) -> list[float]:
 
 
 if __name__ == "__main__":
-    kind, recipe, warmup, steps = sys.argv[1:]
+    kind, recipe, warmup, steps, *more = sys.argv[1:]
+    if kind == "peer" and more:
+        raise SystemExit(f"peer takes no flags of train.py, got {' '.join(more)}.")
     with tempfile.TemporaryDirectory() as folder:
-        measured = {"ours": run_ours, "peer": run_peer}[kind](recipe, int(warmup), int(steps), folder)
+        measured = {"ours": run_ours, "peer": run_peer}[kind](recipe, int(warmup), int(steps), folder, more)
     print("images/s", *measured)

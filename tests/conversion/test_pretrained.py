@@ -289,7 +289,7 @@ def test_fine_tuning_learns_and_says_what_it_started_from(sources, photos, tmp_p
     assert not [path for path in texts if str(tmp_path / "base") in path.read_text()]
 
 
-def test_a_linear_probe_trains_the_head_alone(sources, photos, tmp_path):
+def test_a_linear_probe_trains_the_head_alone(sources, photos, tmp_path, capsys):
     learn = ["--freeze_encoder", "true", "--num_train_epochs", "15", "--learning_rate", "1e-2"]
     results = run(sources["ours"][0], photos, tmp_path / "out", *learn)
     saved, before = load_file(tmp_path / "out" / "model.safetensors"), fitted(sources["ours"][0]).state_dict()
@@ -299,6 +299,16 @@ def test_a_linear_probe_trains_the_head_alone(sources, photos, tmp_path):
     assert config["drop_path_rate"] == 0 and results["validation_accuracy"] > 0.7
     card = (tmp_path / "out" / "README.md").read_text()
     assert "a linear head that was trained on the frozen encoder of" in card and "fine-tuned from" not in card
+    with pytest.raises(SystemExit):
+        run(sources["ours"][0], photos, tmp_path / "out", *learn[2:], "--resume_from_checkpoint", "true")
+    assert "freeze_encoder True, but this run has False" in capsys.readouterr().err
+    shutil.copytree(tmp_path / "out", tmp_path / "stopped")
+    last = max((tmp_path / "stopped").glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
+    shutil.rmtree(last)
+    (tmp_path / "stopped" / "model.safetensors").unlink()
+    run(sources["ours"][0], photos, tmp_path / "stopped", *learn, "--resume_from_checkpoint", "true")
+    again = load_file(tmp_path / "stopped" / "model.safetensors")
+    assert all(torch.equal(again[name], tensor) for name, tensor in saved.items())
 
 
 @pytest.mark.parametrize("kind", SOURCES)

@@ -19,6 +19,14 @@ from hf_vit_scratch.training.assembly import build_config, build_processor, buil
 DIGITS = ViTScratchConfig.from_size("digits-tiny")
 
 
+def small_photos(folder) -> None:
+    """Twelve RGB images of 16x16 pixels, of two classes."""
+    for index, image in enumerate(np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)):
+        file = folder / f"class{index % 2}" / f"{index:02}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(file)
+
+
 @pytest.fixture(scope="module")
 def splits(tmp_path_factory):
     folder = tmp_path_factory.mktemp("batches")
@@ -53,11 +61,7 @@ def test_images_of_another_size_or_other_channels_are_brought_to_the_models(spli
 
 def test_images_of_the_size_of_the_model_come_whole_and_are_cropped_on_the_device(tmp_path):
     """So a batch of small photographs is one gather, and the trainer still crops it."""
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 16, 16, 3), np.uint8)
-    for index, image in enumerate(pixels):
-        file = tmp_path / "small" / f"class{index % 2}" / f"{index:02}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(file)
+    small_photos(tmp_path / "small")
     flags = ["--data", str(tmp_path / "small"), "--augmentation", "photos", "--validation_size", "0"]
     sizes = ["--patch_size", "8", "--hidden_size", "8", "--num_attention_heads", "1", "--min_crop_area", "0.4"]
     settings = parse_arguments([*flags, *sizes, "--num_hidden_layers", "1", "--eval_strategy", "no"])
@@ -72,6 +76,50 @@ def test_images_of_the_size_of_the_model_come_whole_and_are_cropped_on_the_devic
     wanted = PhotoAugmentation(0.4)(batch["pixel_values"] / 255, batch["keys"])
     torch.testing.assert_close(shown, wanted, atol=1e-5, rtol=0)
     assert (shown - PhotoAugmentation()(batch["pixel_values"] / 255, batch["keys"])).abs().mean() > 0.05
+
+
+@pytest.mark.parametrize(
+    ("kind", "flags", "amounts"),
+    [
+        ("small", ["--augmentation", "photos", "--min_crop_area", "0.4"], {"min_crop_area": 0.4, "shift_pixels": 0}),
+        ("sizes", ["--augmentation", "photos", "--min_crop_area", "0.4"], {"min_crop_area": 1, "shift_pixels": 0}),
+        ("sizes", ["--augmentation", "photos", "--shift_pixels", "3"], {"min_crop_area": 1, "shift_pixels": 3}),
+        (
+            "stream",
+            ["--augmentation", "photos", "--min_crop_area", "0.4", "--streaming", "true"],
+            {"min_crop_area": 1},
+        ),
+        ("small", ["--augmentation", "digits"], {"shift_pixels": 2}),
+    ],
+)
+def test_an_image_is_cropped_once_and_shifted_as_its_augmentation_says(kind, flags, amounts, tmp_path):
+    if kind == "small":
+        small_photos(tmp_path / "data")
+    else:
+        photo_folder(tmp_path / "data")
+    if kind == "stream":
+        data.write_shards(data.load(tmp_path / "data"), tmp_path / "shards")
+    source = tmp_path / ("shards" if kind == "stream" else "data")
+    model = ["--patch_size", "8", "--hidden_size", "8", "--num_attention_heads", "1", "--num_hidden_layers", "1"]
+    settings = parse_arguments(["--data", str(source), *flags, *model, "--image_size", "16", "--eval_strategy", "no"])
+    splits = settings.data.load_splits()
+    config = build_config(settings, splits)
+    trainer = build_trainer(ViTScratchForImageClassification(config), build_processor(config), splits, settings)
+    found = vars(trainer.to_pixel_values.augmentation)
+    assert {name: found[name] for name in amounts} == amounts
+    assert trainer.train_dataset.min_crop_area == (0.4 if "0.4" in flags else 0.35 if "photos" in flags else None)
+
+
+def test_without_crops_photographs_are_what_the_processor_makes_of_them(tmp_path):
+    photo_folder(tmp_path / "photos")
+    flags = ["--data", str(tmp_path / "photos"), "--recipe", "photos-small", "--min_crop_area", "1"]
+    settings = parse_arguments([*flags, *("--image_size", "32", "--patch_size", "8"), "--eval_strategy", "no"])
+    splits = settings.data.load_splits()
+    config = build_config(settings, splits)
+    processor = build_processor(config, settings.data.crop_fraction)
+    trainer = build_trainer(ViTScratchForImageClassification(config), processor, splits, settings)
+    trained = trainer.train_dataset.__getitems__([2, 5])["pixel_values"]
+    assert torch.equal(trained, ImageBatches(splits["train"], processor).__getitems__([2, 5])["pixel_values"])
 
 
 def test_photographs_are_cropped_at_random_in_training_and_in_the_middle_in_evaluation(tmp_path):

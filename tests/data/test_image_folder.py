@@ -1,6 +1,7 @@
 """Folders of images as people have them: classes, rows, order and pixels, against what `os.walk` and Pillow find."""
 
 import csv
+import io
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import TINY
-from PIL import Image
+from PIL import Image, ImageFile, ImageOps
 from processes import run_python
 
 from hf_vit_scratch.data import DataError, image_shape, load, pixel_array
@@ -838,6 +839,43 @@ def test_a_folder_that_cannot_be_opened_is_named(root, refusal, monkeypatch):
     monkeypatch.setattr(os, "scandir", closed)
     message = refusal(root)
     assert str(root / "red") in message and "cannot be opened: Permission denied" in message
+
+
+@pytest.mark.parametrize(("third", "alike"), [(None, True), ((30, 20), False), ((4000, 3000), False)])
+def test_small_images_are_kept_decoded_if_all_are_upright_of_one_size(third, alike, tmp_path, monkeypatch):
+    """One is stored on its side, with an orientation in its EXIF data. Another size is found before it is decoded."""
+    random = np.random.default_rng(0)
+    folder, exif = tmp_path / "photos" / "train", Image.Exif()
+    exif[0x0112] = 6
+    for label, (width, height), extra in (("a", (20, 30), {}), ("b", (30, 20), {"exif": exif})):
+        (folder / label).mkdir(parents=True)
+        Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)).save(folder / label / "1.jpg", **extra)
+    if third:
+        Image.new("RGB", third).save(folder / "b" / "2.jpg")
+    seen, load_pixels = [], ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: (seen.append(image.size), load_pixels(image))[1])
+    split = load(tmp_path / "photos", validation_size=0, cache_dir=tmp_path / "cache")["train"]
+    monkeypatch.undo()
+    assert (pixel_array(split) is not None) == alike
+    assert (4000, 3000) not in seen
+    if alike:
+        opened = [ImageOps.exif_transpose(Image.open(folder / label / "1.jpg")) for label in "ab"]
+        expected = np.stack([np.asarray(image) for image in opened])
+        np.testing.assert_array_equal(pixel_array(split), expected)
+        assert expected.shape == (2, 30, 20, 3)
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_an_empty_image_of_a_dataset_is_named(row, tmp_path):
+    stream = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(stream, "png")
+    values = [{"bytes": stream.getvalue(), "path": None} for _ in range(4)]
+    values[row] = {"bytes": None, "path": None}
+    table = pa.table({"image": values, "label": ["a", "b", "a", "b"]})
+    (tmp_path / "set").mkdir()
+    pq.write_table(table, tmp_path / "set" / "train.parquet")
+    with pytest.raises(DataError, match=f"row {row + 1} .*the value is empty"):
+        load(tmp_path / "set", validation_size=0, cache_dir=tmp_path / "cache")
 
 
 READ = """

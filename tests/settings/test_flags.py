@@ -5,7 +5,19 @@ from helpers import REPOSITORY
 from transformers import TrainingArguments
 
 from hf_vit_scratch import ViTScratchConfig
-from hf_vit_scratch.settings.flags import parse_arguments
+from hf_vit_scratch.settings.flags import complete_settings, parse_arguments
+
+
+def test_an_older_record_of_photographs_has_the_shift_that_they_had():
+    """All records had shift_pixels 2.0, and photographs were not shifted."""
+    older = {"augmentation": {"augmentation": "photos", "shift_pixels": 2.0}}
+    now = parse_arguments(["--augmentation", "photos"]).augmentation
+    assert complete_settings(older)["augmentation"]["shift_pixels"] == now.shift_pixels == 0
+    older["augmentation"]["augmentation"] = "digits"
+    now = parse_arguments(["--augmentation", "digits"]).augmentation
+    assert complete_settings(older)["augmentation"]["shift_pixels"] == now.shift_pixels == 2
+    newer = {"augmentation": {"augmentation": "photos", "shift_pixels": 3.0, "cutout_pixels": 0.0}}
+    assert complete_settings(newer)["augmentation"]["shift_pixels"] == 3
 
 
 def test_a_flag_wins_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path):

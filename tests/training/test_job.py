@@ -146,6 +146,7 @@ def test_a_run_that_diverges_is_stopped_with_one_line(digits, tmp_path, capsys):
         (["--data", "{digits}", "--augmentation", "digits", "--mild_fraction", "2"], "mild_fraction"),
         (["--data", "{digits}", "--augmentation", "digits", "--mild_strength", "-1"], "mild_strength"),
         (["--data", "{digits}", "--augmentation", "photos", "--cutout_pixels", "-1"], "cutout_pixels"),
+        (["--data", "{digits}", "--shift_pixels", "inf", "--augmentation", "photos"], "shift_pixels"),
         (["--data", "{digits}", "--shift_pixels", "-1", "--augmentation", "photos"], "shift_pixels"),
         (["--data", "{digits}", "--freeze_encoder", "true"], "pass model_name_or_path"),
         (["--model_name_or_path", "x", "--freeze_encoder", "1", "--muon_learning_rate", "1e-3"], "Muon trains the"),
@@ -223,6 +224,12 @@ def test_a_run_says_when_it_enlarges_the_images_and_when_it_decodes_them_itself(
     main([*flags, "--image_size", "32", "--dataloader_num_workers", "1", "--output_dir", str(tmp_path / "small")])
     said = capsys.readouterr().err
     assert "enlarged" not in said and "dataloader_num_workers" not in said
+
+
+def test_a_grey_image_that_is_enlarged_is_not_sent_to_the_recipe_for_photographs(digits, tmp_path, capsys):
+    main(["--data", digits, *TINY, "--image_size", "35", "--max_steps", "1", "--output_dir", str(tmp_path / "out")])
+    said = capsys.readouterr().err
+    assert "enlarged, from about 28x28 to 35x35" in said and "photos" not in said
 
 
 def test_a_submission_has_the_names_of_the_classes(tmp_path):

@@ -57,6 +57,8 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_p
     assert "fold None, but this run has 1" in error_of(capsys, *arguments, *resume, "--fold", "1")
     muon = ["--muon_learning_rate", "1e-3"]
     assert "muon_learning_rate None, but this run has 0.001" in error_of(capsys, *arguments, *resume, *muon)
+    network = ["--teacher_network", "pooled"]
+    assert "teacher_network 'strided', but this run has 'pooled'" in error_of(capsys, *arguments, *resume, *network)
     batch = ["--per_device_train_batch_size", "16"]
     words = "per_device_train_batch_size 32, gradient_accumulation_steps 1, num_processes 1, but this run has 16, 1, 1"
     assert words in error_of(capsys, *arguments, *resume, *batch)

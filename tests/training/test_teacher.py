@@ -14,10 +14,11 @@ from hf_vit_scratch.data.batches import ImageBatches, PixelValues
 from hf_vit_scratch.exploration.cost import module_cost
 from hf_vit_scratch.hub.card import write_card
 from hf_vit_scratch.hub.repository import files_to_push
+from hf_vit_scratch.settings.checks import TEACHER_NETWORKS
 from hf_vit_scratch.settings.flags import parse_arguments
 from hf_vit_scratch.training import main
 from hf_vit_scratch.training.assembly import build_config, build_processor, build_trainer
-from hf_vit_scratch.training.cnn import PooledConvNet, StridedConvNet
+from hf_vit_scratch.training.cnn import NETWORKS, PooledConvNet, StridedConvNet
 from hf_vit_scratch.training.teacher import get_teacher
 from hf_vit_scratch.training.trainer import distillation_loss
 
@@ -56,7 +57,12 @@ def test_the_network_for_photographs_is_airbenchs_and_its_filters_are_matrices_f
     matrix = next(layer for layer in model.features if isinstance(layer, torch.nn.Linear))
     filters = matrix.weight.view(64, 3, 3, 24).permute(0, 3, 1, 2)
     torch.testing.assert_close(matrix(image), torch.nn.functional.conv2d(image, filters, padding=1))
-    assert model(torch.rand(2, 3, 40, 50)).logits.shape == (2, 10)
+    for height, width in ((2, 3), (8, 8), (40, 50)):
+        assert model(torch.rand(2, 3, height, width)).logits.shape == (2, 10)
+
+
+def test_each_name_of_a_network_that_can_teach_is_one():
+    assert tuple(NETWORKS) == TEACHER_NETWORKS
 
 
 @pytest.mark.parametrize("compiled", ["false", "true"])
