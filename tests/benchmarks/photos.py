@@ -127,7 +127,8 @@ def main():
     print("\n| what | |\n| --- | --- |")
     for name, figures in rows.items():
         unit = "" if name.startswith("MB") or "/" in name else " images/s"
-        print(f"| {name} | {np.mean(figures):,.4g} ± {np.std(figures):,.2g}{unit} |")
+        digits = ".2f" if "/" in name else ",.0f"
+        print(f"| {name} | {np.mean(figures):{digits}} ± {np.std(figures):{digits}}{unit} |")
 
 
 if __name__ == "__main__":
