@@ -18,7 +18,7 @@ from ..settings.flags import (
 from ..settings.recipe import check_keys, read_recipe
 
 _OF_A_RECIPE = {
-    *("size", "ema_decay", "muon_learning_rate", "crop_fraction", "torch_compile", *TRAINING_OF_A_RECIPE),
+    *("size", "ema_decay", "muon_learning_rate", "muon_stem", "crop_fraction", "torch_compile", *TRAINING_OF_A_RECIPE),
     *(field.name for kind in (AugmentationArguments, ModelArguments) for field in dataclasses.fields(kind)),
 }
 

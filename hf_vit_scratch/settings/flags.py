@@ -177,6 +177,9 @@ class RunArguments:
         "Learning rate of Muon, on AdamW's scale. Muon then trains the weight matrices of the blocks and AdamW the "
         "rest. Unset or 0: AdamW for all.",
     )
+    muon_stem: bool = flag(
+        False, "With muon_learning_rate and a convolutional stem: let Muon train the convolutions of the stem too."
+    )
     teacher_epochs: float = flag(
         0.0,
         "Distil from a CNN that is trained first, on the same rows, for this many epochs. 0: no distillation.",

@@ -1,4 +1,4 @@
-"""Muon for the weight matrices of the blocks, combined with another optimizer for all other parameters."""
+"""Muon for the weights of blocks and convolutions, combined with another optimizer for all other parameters."""
 
 import math
 
@@ -32,12 +32,17 @@ class StackedMuon(torch.optim.Muon):
     """torch's Muon with `adjust_lr_fn="match_rms_adamw"`, which steps all matrices of one shape at once.
 
     A matrix and one of the transposed shape go together too. The steps are those of torch's Muon but for rounding.
+    The weight of a convolution is a matrix with a filter in each row ("Muon: An optimizer for hidden layers in neural
+    networks", kellerjordan.github.io/posts/muon).
     It also takes matrices that FSDP2 has sharded. Their momentum stays sharded: since orthogonalizing an update needs
     the whole matrix, each process gathers one update after the other and orthogonalizes all of them.
     """
 
     def __init__(self, matrices: list[nn.Parameter], learning_rate: float, weight_decay: float):
-        super().__init__(matrices, learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw")
+        # torch's Muon takes two dimensions only, and filters have four.
+        stand_in = nn.Parameter(torch.zeros(1, 1))
+        super().__init__([stand_in], learning_rate, weight_decay, adjust_lr_fn="match_rms_adamw")
+        self.param_groups[0]["params"] = matrices
 
     @torch.no_grad()
     def step(self, closure=None):
@@ -52,7 +57,7 @@ class StackedMuon(torch.optim.Muon):
                 if matrix.grad is not None and isinstance(matrix, DTensor):
                     self._step_sharded(matrix, group)
                 elif matrix.grad is not None:
-                    stacks.setdefault(tuple(sorted(matrix.shape)), []).append(matrix)
+                    stacks.setdefault(tuple(sorted(matrix.flatten(1).shape)), []).append(matrix)
             for shape, matrices in stacks.items():
                 at_once = max(1, _STACKED_NUMBERS // math.prod(shape))
                 for start in range(0, len(matrices), at_once):
@@ -65,14 +70,15 @@ class StackedMuon(torch.optim.Muon):
         momenta = [self._momentum(matrix) for matrix in matrices]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
-        tall = [matrix.shape[0] > matrix.shape[1] for matrix in matrices]
+        updates = [update.flatten(1) for update in updates]
+        tall = [update.shape[0] > update.shape[1] for update in updates]
         wide = [update.T if high else update for update, high in zip(updates, tall, strict=True)]
         changes = orthogonalize(torch.stack(wide), group).unbind()
         # "Muon is Scalable for LLM Training" (arXiv 2502.16982), equation 4
-        rate = group["lr"] * 0.2 * math.sqrt(max(matrices[0].shape))
+        rate = group["lr"] * 0.2 * math.sqrt(max(updates[0].shape))
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
         for matrix, change, high in zip(matrices, changes, tall, strict=True):
-            matrix.add_(change.T if high else change, alpha=-rate)
+            matrix.add_((change.T if high else change).view_as(matrix), alpha=-rate)
 
     def _momentum(self, matrix: torch.Tensor) -> torch.Tensor:
         state = self.state[matrix]
@@ -85,30 +91,32 @@ class StackedMuon(torch.optim.Muon):
         momentum.lerp_(matrix.grad, 1 - group["momentum"])
         gradient = matrix.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
         # From zero and without momentum, a step of torch's Muon is the orthogonalized gradient times the rate.
-        change = nn.Parameter(torch.zeros(matrix.shape, dtype=matrix.dtype, device=matrix.device))
-        change.grad = whole(gradient)
+        update = whole(gradient).flatten(1)
+        change = nn.Parameter(torch.zeros_like(update, dtype=matrix.dtype))
+        change.grad = update
         alone = {**{name: group[name] for name in self.defaults}, "momentum": 0.0, "weight_decay": 0.0}
         torch.optim.Muon([change], **alone).step()
-        matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(shard_like(change.detach(), matrix))
+        step = shard_like(change.detach().view(matrix.shape), matrix)
+        matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(step)
 
 
 class WithMuon(torch.optim.Optimizer):
     """Two optimizers as one. Schedulers see the parameter groups of both, Muon's last.
 
-    Muon (of torch) orthogonalizes the update of a matrix. It is not defined for vectors and not meant for embeddings,
-    stem and head. The query-key-value projection, which stacks three matrices, is treated as one matrix.
+    Muon (of torch) orthogonalizes the update of a matrix. It is not defined for vectors and not meant for embeddings
+    and head. The query-key-value projection, which stacks three matrices, is treated as one matrix.
 
     Args:
-        blocks: the part of the model in which Muon trains the weights of the linear layers.
-        others: an optimizer of all parameters that has not made a step yet. The weights of `blocks` are removed from
-            its groups.
+        part: the part of the model in which Muon trains the weights of linear layers and convolutions.
+        others: an optimizer of all parameters that has not made a step yet. Those weights are removed from its
+            groups.
         learning_rate: learning rate on AdamW's scale. The root mean square of an update is a fifth of it for any shape
             of the matrix ("Muon is Scalable for LLM Training", arXiv 2502.16982, section 2.2).
         weight_decay: decoupled weight decay of the matrices.
     """
 
-    def __init__(self, blocks: nn.Module, others: torch.optim.Optimizer, learning_rate: float, weight_decay: float):
-        matrices = [module.weight for module in blocks.modules() if isinstance(module, nn.Linear)]
+    def __init__(self, part: nn.Module, others: torch.optim.Optimizer, learning_rate: float, weight_decay: float):
+        matrices = [module.weight for module in part.modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
         taken = {id(matrix) for matrix in matrices}
         for group in others.param_groups:
             group["params"] = [parameter for parameter in group["params"] if id(parameter) not in taken]

@@ -39,7 +39,7 @@ from .checkpoints import ASIDE_NAME, STATE_NAME, checkpoints_of, faults
 # the teacher would not fit.
 _FIXED = ("data", "validation_size", "split_seed", "fold", "num_folds", "model_name_or_path", "muon_learning_rate")
 _FIXED += ("streaming", "teacher_epochs", "num_teachers", "teacher_weight", "teacher_temperature", "optim")
-_FIXED += ("teacher_network", "freeze_encoder")
+_FIXED += ("teacher_network", "freeze_encoder", "muon_stem")
 # Files of a finished run that are not in its manifest, since people and `vit-scratch evaluate` change them later.
 _CHANGING = {CARD_NAME, EVALUATION_NAME, ROBUSTNESS_PLOT, WRONG_PLOT, MANIFEST_NAME}
 

@@ -45,6 +45,7 @@ class ViTScratchTrainer(WholeCheckpoints):
         ema_decay: decay of the average of the weights, from 0 to below 1. 0: no average.
         muon_learning_rate: learning rate of Muon for the blocks, on AdamW's scale. None or 0: the Trainer's optimizer
             for all weights.
+        muon_stem: with Muon, let it train the convolutions of the stem too.
 
     Under FSDP2 all files are those of a run on one device, so that any launch can resume a checkpoint.
 
@@ -57,12 +58,13 @@ class ViTScratchTrainer(WholeCheckpoints):
         to_pixel_values: PixelValues,
         ema_decay: float = 0.0,
         muon_learning_rate: float | None = None,
+        muon_stem: bool = False,
         **kwargs,
     ):
         super().__init__(*args, data_collator=keep_batch, **kwargs)
         # The loss is a mean over a batch, and a batch has a weight. The Trainer would count the labels instead.
         self.model_accepts_loss_kwargs = False
-        self.muon_learning_rate = muon_learning_rate
+        self.muon_learning_rate, self.muon_stem = muon_learning_rate, muon_stem
         self.model_class = type(self.model)
         self.teacher: nn.Module | None = None
         self.to_pixel_values = to_pixel_values.to(self.args.device)
@@ -98,8 +100,12 @@ class ViTScratchTrainer(WholeCheckpoints):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.muon_learning_rate:
             others = super().create_optimizer(model)
-            # Of a ViT the blocks, and of a CNN all layers below the head.
-            part = self.model.vit.layers if hasattr(self.model, "vit") else self.model.features
+            if not hasattr(self.model, "vit"):
+                part = self.model.features  # of a CNN, all layers below the head
+            elif self.muon_stem and self.model.config.stem == "conv":
+                part = nn.ModuleList([self.model.vit.layers, self.model.vit.embeddings.patch_embeddings])
+            else:
+                part = self.model.vit.layers
             self.optimizer = WithMuon(part, others, self.muon_learning_rate, self.args.weight_decay)
         return super().create_optimizer(model)
 

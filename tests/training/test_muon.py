@@ -46,6 +46,32 @@ def test_matrices_of_the_blocks_follow_torchs_muon_and_all_else_adamw():
     assert not same(ours, make_model())
 
 
+def test_filters_follow_torchs_muon_as_rows_of_a_matrix():
+    class Rows(nn.Linear):
+        """A 3x3 convolution whose weight is a matrix."""
+
+        def forward(self, images):
+            filters = self.weight.view(len(self.weight), images.shape[1], 3, 3)
+            return nn.functional.conv2d(images, filters, padding=1)
+
+    torch.manual_seed(0)
+    # The second has more rows than columns.
+    ours = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.Conv2d(4, 40, 3, padding=1, bias=False))
+    theirs = nn.Sequential(Rows(2 * 9, 4, bias=False), Rows(4 * 9, 40, bias=False))
+    for filters, rows in zip(ours, theirs, strict=True):
+        rows.weight.data = filters.weight.detach().flatten(1).clone()
+    expected = torch.optim.Muon(theirs.parameters(), lr=3e-2, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
+    optimizer = WithMuon(ours, torch.optim.AdamW(ours.parameters()), learning_rate=3e-2, weight_decay=0.1)
+    for step in range(3):
+        images = torch.randn(8, 2, 6, 6, generator=torch.Generator().manual_seed(step))
+        for model, its in ((ours, optimizer), (theirs, expected)):
+            model(images).square().mean().backward()
+            its.step()
+            model.zero_grad()
+    for filters, rows in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(filters.weight.flatten(1), rows.weight)
+
+
 def test_a_scheduler_moves_the_rates_of_both():
     optimizer = with_muon(make_model())
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)

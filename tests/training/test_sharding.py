@@ -49,7 +49,8 @@ def runs(digits, tmp_path_factory):
     common = ["--data", digits, *TINY, "--max_steps", "6", "--eval_steps", "2", "--save_steps", "2", "--bf16", "false"]
     common += ["--eval_strategy", "no", "--save_total_limit", "9", "--augmentation", "none"]
     common += ["--gradient_accumulation_steps", "2"]
-    muon = ["--muon_learning_rate", "3e-3", "--teacher_epochs", "1"]
+    muon = ["--muon_learning_rate", "3e-3", "--muon_stem", "true", "--teacher_epochs", "1"]
+    muon += ["--patch_size", "4", "--stem", "conv"]
     each = ["--per_device_train_batch_size", "15"]
 
     def run(name, *flags):
@@ -72,14 +73,15 @@ def runs(digits, tmp_path_factory):
 
 def test_each_rank_holds_its_share_of_the_vit_and_the_whole_teacher(runs):
     folder, held = runs
-    total = sum(tensor.numel() for tensor in weights(folder / "one").values())
     kinds = [kind for kind, _, _ in held[0]]
     vit = "ViTScratchForImageClassification"
     assert kinds == ["StridedConvNet", vit, "StridedConvNet", f"FSDP{vit}", f"FSDP{vit}", f"FSDP{vit}"]
-    for ranks in zip(*held, strict=True):
+    names = ["", "replicated-teacher", "", "sharded-teacher", "resumed", "sharded"]
+    for name, ranks in zip(names, zip(*held, strict=True), strict=True):
         (kind, world, first), (_, _, second) = ranks
         assert world == 2
         if kind.startswith("FSDP"):
+            total = sum(tensor.numel() for tensor in weights(folder / name).values())
             assert sum(first.values()) + sum(second.values()) == total
             assert 0.4 * total < sum(second.values()) <= sum(first.values()) < 0.6 * total
         else:

@@ -38,7 +38,9 @@ def digit_batches(number: int, seed: int, **fields) -> ImageBatches:
     return ImageBatches(split, ViTScratchImageProcessor(size={"height": 28, "width": 28}, num_channels=1), **fields)
 
 
-def make_trainer(tmp_path, model=None, ema_decay=0.5, muon=None, eval_dataset=None, **arguments) -> ViTScratchTrainer:
+def make_trainer(
+    tmp_path, model=None, ema_decay=0.5, muon=None, muon_stem=False, eval_dataset=None, **arguments
+) -> ViTScratchTrainer:
     """A trainer for 64 blocks, as a user of the class calls it."""
     torch.manual_seed(0)
     fields = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "patch_size": 7}
@@ -58,7 +60,20 @@ def make_trainer(tmp_path, model=None, ema_decay=0.5, muon=None, eval_dataset=No
         to_pixel_values=PixelValues(train.processor),
         ema_decay=ema_decay,
         muon_learning_rate=muon,
+        muon_stem=muon_stem,
     )
+
+
+@pytest.mark.parametrize("stem, muon_stem", [("conv", True), ("conv", False), ("patch", True)])
+def test_muon_takes_the_filters_of_a_convolutional_stem_where_told(tmp_path, stem, muon_stem):
+    fields = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "patch_size": 4, "stem": stem}
+    config = ViTScratchConfig.from_size("digits-tiny", num_labels=10, **fields)
+    trainer = make_trainer(tmp_path, ViTScratchForImageClassification(config), muon=1e-3, muon_stem=muon_stem)
+    muon = {id(weight) for weight in trainer.create_optimizer().param_groups[-1]["params"]}
+    filters = [weight for weight in trainer.model.parameters() if weight.dim() == 4]
+    assert len(filters) == (3 if stem == "conv" else 1)
+    assert sum(id(weight) in muon for weight in filters) == (len(filters) if muon_stem and stem == "conv" else 0)
+    assert len(muon) == 2 * 4 + (3 if muon_stem and stem == "conv" else 0)
 
 
 def test_several_sets_to_evaluate_on_have_metrics_each(tmp_path):
