@@ -21,7 +21,7 @@ _TABLE = {
     "digits-tiny": (6, 64, 256, 4, 4),
     "digits-small": (4, 128, 512, 4, 4),
     "digits-base": (9, 192, 768, 6, 4),
-    "photos-tiny": (6, 128, 256, 4, 4),
+    "photos-tiny": (4, 256, 512, 4, 8),
 }
 _DIGITS = {"image_size": 28, "num_channels": 1, "initializer_range": 0.0}
 _SMALL = {"digits": _DIGITS, "photos": {**_DIGITS, "image_size": 32, "num_channels": 3}}
