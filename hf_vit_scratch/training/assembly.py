@@ -167,8 +167,8 @@ def build_trainer(
         to_pixel_values=PixelValues(processor, on_device),
         ema_decay=run.ema_decay,
         muon_learning_rate=run.muon_learning_rate,
-        muon_stem=run.muon_stem,
     )
+    trainer.muon_stem = run.muon_stem
     if isinstance(on_device, DigitAugmentation) and augmentation.mild_fraction:
         trainer.add_callback(MildEnd(on_device, augmentation.mild_fraction, augmentation.mild_strength))
     if streamed:

@@ -45,12 +45,15 @@ class ViTScratchTrainer(WholeCheckpoints):
         ema_decay: decay of the average of the weights, from 0 to below 1. 0: no average.
         muon_learning_rate: learning rate of Muon for the blocks, on AdamW's scale. None or 0: the Trainer's optimizer
             for all weights.
-        muon_stem: with Muon, let it train the convolutions of the stem too.
+
+    With Muon, the attribute `muon_stem` (`bool`, defaults to `False`) lets it train a convolutional stem too.
 
     Under FSDP2 all files are those of a run on one device, so that any launch can resume a checkpoint.
 
     Raises: ValueError with DeepSpeed, FSDP1, or FSDP2 where it cannot shard.
     """
+
+    muon_stem = False
 
     def __init__(
         self,
@@ -58,13 +61,12 @@ class ViTScratchTrainer(WholeCheckpoints):
         to_pixel_values: PixelValues,
         ema_decay: float = 0.0,
         muon_learning_rate: float | None = None,
-        muon_stem: bool = False,
         **kwargs,
     ):
         super().__init__(*args, data_collator=keep_batch, **kwargs)
         # The loss is a mean over a batch, and a batch has a weight. The Trainer would count the labels instead.
         self.model_accepts_loss_kwargs = False
-        self.muon_learning_rate, self.muon_stem = muon_learning_rate, muon_stem
+        self.muon_learning_rate = muon_learning_rate
         self.model_class = type(self.model)
         self.teacher: nn.Module | None = None
         self.to_pixel_values = to_pixel_values.to(self.args.device)

@@ -38,9 +38,7 @@ def digit_batches(number: int, seed: int, **fields) -> ImageBatches:
     return ImageBatches(split, ViTScratchImageProcessor(size={"height": 28, "width": 28}, num_channels=1), **fields)
 
 
-def make_trainer(
-    tmp_path, model=None, ema_decay=0.5, muon=None, muon_stem=False, eval_dataset=None, **arguments
-) -> ViTScratchTrainer:
+def make_trainer(tmp_path, model=None, ema_decay=0.5, muon=None, eval_dataset=None, **arguments) -> ViTScratchTrainer:
     """A trainer for 64 blocks, as a user of the class calls it."""
     torch.manual_seed(0)
     fields = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "patch_size": 7}
@@ -60,7 +58,6 @@ def make_trainer(
         to_pixel_values=PixelValues(train.processor),
         ema_decay=ema_decay,
         muon_learning_rate=muon,
-        muon_stem=muon_stem,
     )
 
 
@@ -68,7 +65,8 @@ def make_trainer(
 def test_muon_takes_the_filters_of_a_convolutional_stem_where_told(tmp_path, stem, muon_stem):
     fields = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 2, "patch_size": 4, "stem": stem}
     config = ViTScratchConfig.from_size("digits-tiny", num_labels=10, **fields)
-    trainer = make_trainer(tmp_path, ViTScratchForImageClassification(config), muon=1e-3, muon_stem=muon_stem)
+    trainer = make_trainer(tmp_path, ViTScratchForImageClassification(config), muon=1e-3)
+    trainer.muon_stem = muon_stem
     muon = {id(weight) for weight in trainer.create_optimizer().param_groups[-1]["params"]}
     filters = [weight for weight in trainer.model.parameters() if weight.dim() == 4]
     assert len(filters) == (3 if stem == "conv" else 1)
