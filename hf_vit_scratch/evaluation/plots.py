@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from ..data.corruption import UNITS
 
@@ -50,18 +51,26 @@ def plot_confusion_matrix(matrix: list[list[int]], names: list[str], file: str |
 def plot_robustness(evaluations: list[dict], file: str | os.PathLike) -> None:
     """Plot the error rate against the strength of each corruption, one line per recipe.
 
+    The axis of the error rate is logarithmic if the largest rate is ten times the smallest, which is above 0.
     Each of `evaluations` has `recipe`, `error_rate` and `robustness`, as in evaluation.json.
     """
     kinds = list(evaluations[0]["robustness"])
     figure = Figure(figsize=(3.2 * len(kinds), 3.4), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True)
+    drawn = []
     for panel, kind in zip(panels, kinds, strict=True):
         for evaluation in evaluations:
             points = [{"strength": 0, **evaluation}, *evaluation["robustness"][kind]]
             rates = [100 * point["error_rate"] for point in points]
             panel.plot([point["strength"] for point in points], rates, marker="o", label=evaluation["recipe"])
-        panel.set(title=kind, xlabel=UNITS[kind], yscale="log")
+            drawn += rates
+        panel.set(title=kind, xlabel=UNITS[kind])
         panel.grid(alpha=0.3)
+    if 0 < 10 * min(drawn) <= max(drawn):
+        panels[0].set_yscale("log")
+        panels[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panels[0].yaxis.set_minor_formatter(NullFormatter())
+    panels[0].yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     panels[0].set_ylabel("wrong (%)")
     panels[-1].legend()
     figure.savefig(file, dpi=120)

@@ -11,6 +11,7 @@ import torch
 from helpers import TINY, blocks, call_it_the_competition, competition_zip
 from helpers import refused_by_vit_scratch as refused
 from huggingface_hub import ModelCard
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 from scipy.ndimage import gaussian_filter
@@ -20,6 +21,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification
 from hf_vit_scratch import training
 from hf_vit_scratch.cli import main
 from hf_vit_scratch.evaluation.held_out import SIDES, _agreed_against
+from hf_vit_scratch.evaluation.plots import plot_robustness
 
 FOLDS = (3, 4, 5)
 MISLABELLED = range(0, 200, 12)
@@ -318,3 +320,18 @@ def test_one_model_that_disagrees_spares_a_row():
 
     (found,) = _agreed_against([Part(1, 0), Part(1, 1)])
     assert (found["row"], found["label"], found["predicted"], found["models"]) == (5, "zero", "one", 2)
+
+
+@pytest.mark.parametrize("rates, scale", [((0.38, 0.5), "linear"), ((0.0, 0.3), "linear"), ((0.004, 0.2), "log")])
+def test_error_rates_have_plain_numbers_beside_them_in_the_plot(monkeypatch, rates, scale):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *file, **how: drawn.append(figure))
+    robustness = {kind: [{"strength": 1, "error_rate": rates[1]}] for kind in ("rotation", "shift", "noise", "blur")}
+    plot_robustness([{"recipe": "photos-tiny", "error_rate": rates[0], "robustness": robustness}], "plot.png")
+    axis = drawn[0].axes[0].yaxis
+    drawn[0].draw_without_rendering()
+    assert axis.get_scale() == scale
+    low, high = axis.get_view_interval()
+    shown = [label.get_text() for label in axis.get_ticklabels(which="both") if low <= label.get_position()[1] <= high]
+    numbers = [float(label) for label in shown if label]
+    assert len(numbers) >= 3 and all(low <= number <= high for number in numbers)
