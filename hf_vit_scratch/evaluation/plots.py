@@ -51,7 +51,7 @@ def plot_confusion_matrix(matrix: list[list[int]], names: list[str], file: str |
 def plot_robustness(evaluations: list[dict], file: str | os.PathLike) -> None:
     """Plot the error rate against the strength of each corruption, one line per recipe.
 
-    The axis of the error rate is logarithmic if the largest rate is ten times the smallest, which is above 0.
+    The axis of the error rate is logarithmic if no rate is 0 and the largest is at least ten times the smallest.
     Each of `evaluations` has `recipe`, `error_rate` and `robustness`, as in evaluation.json.
     """
     kinds = list(evaluations[0]["robustness"])

@@ -69,8 +69,6 @@ def _check_run(run: RunArguments) -> None:
         raise ValueError("freeze_encoder is for a pre-trained model: pass model_name_or_path, or leave it out.")
     if run.freeze_encoder and run.muon_learning_rate:
         raise ValueError("Muon trains the blocks, which freeze_encoder does not train: pass muon_learning_rate 0.")
-    if run.muon_stem and not run.muon_learning_rate:
-        raise ValueError("muon_stem is for Muon: pass muon_learning_rate above 0, or leave it out.")
     if not run.teacher_epochs >= 0:
         raise ValueError(f"teacher_epochs must be at least 0, got {run.teacher_epochs}.")
     if run.teacher_network not in TEACHER_NETWORKS:

@@ -44,7 +44,7 @@ class ConvNet(PreTrainedModel):
         num_labels (`int`): number of classes.
         widths (tuple of `int`): channels of each stage.
 
-    As a teacher it is trained with `learning_rate`, and with Muon for the matrices of its features if
+    As a teacher it is trained with `learning_rate`, and with Muon for the filters of all convolutions if
     `muon_learning_rate` is not None.
     """
 

@@ -103,13 +103,14 @@ class StackedMuon(torch.optim.Muon):
 class WithMuon(torch.optim.Optimizer):
     """Two optimizers as one. Schedulers see the parameter groups of both, Muon's last.
 
-    Muon (of torch) orthogonalizes the update of a matrix. It is not defined for vectors and not meant for embeddings
-    and head. The query-key-value projection, which stacks three matrices, is treated as one matrix.
+    Muon (of torch) orthogonalizes the update of a matrix. It is not defined for vectors and not meant for position
+    embeddings, class token and head. The query-key-value projection, which stacks three matrices, is treated as one
+    matrix.
 
     Args:
         part: the part of the model in which Muon trains the weights of linear layers and convolutions.
-        others: an optimizer of all parameters that has not made a step yet. Those weights are removed from its
-            groups.
+        others: an optimizer of all parameters that has not made a step yet. The weights that Muon trains are
+            removed from its groups.
         learning_rate: learning rate on AdamW's scale. The root mean square of an update is a fifth of it for any shape
             of the matrix ("Muon is Scalable for LLM Training", arXiv 2502.16982, section 2.2).
         weight_decay: decoupled weight decay of the matrices.

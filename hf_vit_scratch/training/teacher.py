@@ -137,7 +137,8 @@ def _read(file: Path, network: type[ConvNet], config: ViTScratchConfig) -> tuple
         return members, float(metadata["seconds"]) if "seconds" in metadata else None
     except (RuntimeError, IndexError, ValueError, safetensors.SafetensorError) as error:
         raise ValueError(
-            f"cannot resume: {file} is damaged, or holds other networks. Start again with --overwrite_output_dir."
+            f"cannot resume: {file} is damaged, or holds networks of another kind or version. Start again "
+            "with --overwrite_output_dir."
         ) from error
 
 

@@ -148,7 +148,6 @@ def test_a_run_that_diverges_is_stopped_with_one_line(digits, tmp_path, capsys):
         (["--data", "{digits}", "--augmentation", "photos", "--cutout_pixels", "-1"], "cutout_pixels"),
         (["--data", "{digits}", "--shift_pixels", "inf", "--augmentation", "photos"], "shift_pixels"),
         (["--data", "{digits}", "--shift_pixels", "-1", "--augmentation", "photos"], "shift_pixels"),
-        (["--data", "{digits}", "--muon_stem", "true"], "pass muon_learning_rate above 0"),
         (["--data", "{digits}", "--freeze_encoder", "true"], "pass model_name_or_path"),
         (["--model_name_or_path", "x", "--freeze_encoder", "1", "--muon_learning_rate", "1e-3"], "Muon trains the"),
         (["--data", "{digits}", "--teacher_network", "vgg"], "strided or pooled, got 'vgg'"),
