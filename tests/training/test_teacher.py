@@ -220,7 +220,7 @@ def test_a_run_stopped_among_its_teachers_ends_as_if_never_stopped(digits, tmp_p
     (stopped / "teacher.safetensors").rename(tmp_path / "whole.safetensors")
     assert "no complete checkpoint" in error_of(capsys, *told, *resume)
     save_file({name.removeprefix("members.0."): first[name] for name in first}, stopped / "teacher.safetensors")
-    assert "is damaged, or holds other networks" in error_of(capsys, *told, *resume)
+    assert "is damaged, or holds networks of another kind" in error_of(capsys, *told, *resume)
     (tmp_path / "whole.safetensors").rename(stopped / "teacher.safetensors")
     main([*told, *resume])
     printed = capsys.readouterr().out
