@@ -117,7 +117,7 @@ def _recipe(best: pd.Series, setups: pd.DataFrame, setting: list[str], trials: i
     fields = {name: _plain(best[name]) for name in setting if name not in about and not pd.isna(best[name])}
     recipe = {**settings["recipe"], **fields}
     if fields.get("stem") == "patch":
-        recipe = {name: value for name, value in recipe.items() if name not in ("stem_depth", "stem_width")}
+        recipe = {name: value for name, value in recipe.items() if not name.startswith("stem_")}
     if recipe.get("muon_learning_rate"):  # it was scaled with the learning rate of AdamW
         recipe["muon_learning_rate"] *= recipe["learning_rate"] / settings["recipe"]["learning_rate"]
     same = setups[setups.confirming.astype(bool) & (setups.fraction == 1) & setups.augmented.astype(bool)]

@@ -24,23 +24,33 @@ from .configuration_vit_scratch import ViTScratchConfig
 from .image_processing_vit_scratch import ViTScratchImageProcessor
 
 
+class ViTScratchStandardizedConv2d(nn.Conv2d):
+    """Convolution with filters of mean 0 and variance 1 (arXiv 1903.10520), as in the ResNets of section 4.1."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        filters = nn.functional.layer_norm(self.weight, self.weight.shape[1:], eps=1e-10)
+        return self._conv_forward(features, filters, self.bias)
+
+
 class ViTScratchConvStem(nn.Sequential):
     """The hybrid of section 3.1: a CNN whose feature map is the input sequence, one position per patch.
 
     `log2(patch_size)` convolutions of 3x3 and stride 2 halve the image. Their channels double up to `stem_width`; the
-    last has `hidden_size`. `stem_depth - 1` convolutions of 3x3 and stride 1 precede each. GroupNorm, as in the
-    paper's ResNets, and the activation follow every 3x3 convolution. The final 1x1 convolution is E of equation 1.
-    `(B, C, height, width)` -> `(B, D, rows, columns)`.
+    last has `hidden_size`. `stem_depth - 1` convolutions of 3x3 and stride 1 precede each. GroupNorm and the
+    activation follow every 3x3 convolution. With `stem_standardized`, filters and norms are those of the paper's
+    ResNets. The final 1x1 convolution is E of equation 1. `(B, C, height, width)` -> `(B, D, rows, columns)`.
     """
 
     def __init__(self, config: ViTScratchConfig):
         layers, channels = [], config.num_channels
+        kind, groups = (ViTScratchStandardizedConv2d, 32) if config.stem_standardized else (nn.Conv2d, 1)
         half, halvings = config.stem_width or config.hidden_size // 2, int(math.log2(config.patch_size))
         widths = [max(8, half >> step) for step in reversed(range(halvings))] + [config.hidden_size]
         for before, after in zip(widths[:-1], widths[1:], strict=True):
             for out, stride in [(before, 1)] * (config.stem_depth - 1) + [(after, 2)]:
-                convolution = nn.Conv2d(channels, out, kernel_size=3, stride=stride, padding=1, bias=False)
-                layers += [convolution, nn.GroupNorm(1, out, config.layer_norm_eps), ACT2FN[config.hidden_act]]
+                convolution = kind(channels, out, kernel_size=3, stride=stride, padding=1, bias=False)
+                norm = nn.GroupNorm(math.gcd(groups, out), out, config.layer_norm_eps)
+                layers += [convolution, norm, ACT2FN[config.hidden_act]]
                 channels = out
         super().__init__(*layers, nn.Conv2d(channels, config.hidden_size, kernel_size=1))
 
@@ -84,11 +94,10 @@ class ViTScratchEmbeddings(nn.Module):
         return torch.cat((class_position, grid.flatten(2).transpose(1, 2)), dim=1)
 
     def forward(self, pixel_values: torch.Tensor, interpolate_pos_encoding: bool = False) -> torch.Tensor:
-        if pixel_values.dim() != 4:
-            raise ValueError(f"expected (batch_size, num_channels, height, width), got {tuple(pixel_values.shape)}.")
-        _, channels, height, width = pixel_values.shape
-        if channels != self.config.num_channels:
-            raise ValueError(f"expected images with {self.config.num_channels} channels, got {channels}.")
+        if pixel_values.dim() != 4 or pixel_values.shape[1] != self.config.num_channels:
+            expected = f"expected (batch_size, {self.config.num_channels} channels, height, width)"
+            raise ValueError(f"{expected}, got {tuple(pixel_values.shape)}.")
+        height, width = pixel_values.shape[2:]
         if (height, width) != self.config.image_height_width and not interpolate_pos_encoding:
             expected = "expected images of {}x{} pixels (height x width)".format(*self.config.image_height_width)
             raise ValueError(f"{expected}, got {height}x{width}: resize them, or pass interpolate_pos_encoding=True.")
@@ -162,18 +171,13 @@ class ViTScratchMLP(nn.Module):
         return self.fc2(self.dropout(self.activation(self.fc1(hidden_states))))
 
 
-class ViTScratchDropPath(nn.Module):
+class ViTScratchDropPath(nn.Dropout):
     """Stochastic depth (arXiv 1603.09382): drops the residual branch of random images of a batch, in training only."""
 
-    def __init__(self, rate: float):
-        super().__init__()
-        self.rate = rate
-
     def forward(self, branch: torch.Tensor) -> torch.Tensor:
-        if self.rate == 0.0 or not self.training:
+        if self.p == 0.0 or not self.training:
             return branch
-        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) >= self.rate
-        return branch * (kept / (1 - self.rate)).to(branch.dtype)
+        return branch * super().forward(branch.new_ones(branch.shape[0], 1, 1))
 
 
 class ViTScratchLayer(GradientCheckpointingLayer):

@@ -137,7 +137,7 @@ def test_other_classes_get_a_head_of_zeros_and_the_rest_is_kept(kind, classes, s
     assert model.config.id2label == dict(enumerate(classes)) and model.config.label2id["blue"] == 0
     for name, tensor in model.vit.state_dict().items():
         assert torch.equal(tensor, kept.vit.state_dict()[name]), name
-    assert model.vit.layers[1].drop_path.rate == 0.2
+    assert model.vit.layers[1].drop_path.p == 0.2
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 

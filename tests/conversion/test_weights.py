@@ -140,7 +140,7 @@ def test_from_transformers_without_head():
 def test_fields_replace_those_of_the_source():
     theirs = randomized(ViTForImageClassification(ViTConfig(**SIZES)))
     ours = from_transformers(theirs, drop_path_rate=0.1, training_data=["photos"])
-    assert ours.vit.layers[-1].drop_path.rate == 0.1 and ours.config.training_data == ["photos"]
+    assert ours.vit.layers[-1].drop_path.p == 0.1 and ours.config.training_data == ["photos"]
     assert_same_outputs(ours, theirs, images())
 
 

@@ -346,6 +346,25 @@ def test_a_deeper_stem_has_convolutions_of_stride_1_before_each_halving(width, l
     torch.testing.assert_close(stem(pixels), written_out(pixels))
 
 
+@pytest.mark.parametrize(("width", "groups"), [(None, (16, 32)), (20, (4, 32))])
+def test_a_standardized_stem_has_the_filters_and_norms_of_the_papers_resnets(width, groups):
+    """Against convolutions with filters that were standardized by hand, and so many groups."""
+    fields = {"hidden_size": 32, "stem": "conv", "stem_width": width, "stem_standardized": True}
+    model = make_model(image_size=[16, 24], patch_size=4, num_channels=3, **fields)
+    stem, pixels = model.vit.embeddings.patch_embeddings, torch.randn(2, 3, 16, 24)
+    features = pixels
+    for convolution, norm, number in zip((stem[0], stem[3]), (stem[1], stem[4]), groups, strict=True):
+        filters = convolution.weight.detach().flatten(1).double()
+        filters = (filters - filters.mean(1, keepdim=True)) / filters.std(1, correction=0, keepdim=True)
+        features = nn.functional.conv2d(features, filters.float().view_as(convolution.weight), stride=2, padding=1)
+        grouped = features.unflatten(1, (number, -1)).flatten(2)
+        grouped = (grouped - grouped.mean(2, keepdim=True)) / grouped.std(2, correction=0, keepdim=True)
+        features = nn.functional.gelu(
+            grouped.view_as(features) * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
+        )
+    torch.testing.assert_close(stem(pixels), stem[-1](features), rtol=1e-4, atol=1e-4)
+
+
 def test_the_conv_stem_is_a_pyramid_down_to_the_grid_of_patches():
     model = make_model(image_size=[16, 24], patch_size=8, num_channels=1, hidden_size=32, stem="conv")
     stem = model.vit.embeddings.patch_embeddings
@@ -375,9 +394,9 @@ def test_drop_path_keeps_the_mean_and_drops_whole_images():
 
 def test_drop_path_grows_with_depth():
     model = make_model(num_hidden_layers=5, drop_path_rate=0.4)
-    rates = [layer.drop_path.rate for layer in model.vit.layers]
+    rates = [layer.drop_path.p for layer in model.vit.layers]
     torch.testing.assert_close(torch.tensor(rates), torch.linspace(0, 0.4, 5))
-    assert make_model(num_hidden_layers=1, drop_path_rate=0.4).vit.layers[0].drop_path.rate == 0
+    assert make_model(num_hidden_layers=1, drop_path_rate=0.4).vit.layers[0].drop_path.p == 0
 
 
 @pytest.mark.parametrize("field", ["hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"])
