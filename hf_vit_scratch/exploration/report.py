@@ -149,7 +149,7 @@ def _markdown(table: pd.DataFrame, setups: pd.DataFrame, setting: list[str], set
         f"# {settings['study']}: {settings['data']}",
         "",
         f"Models were trained on {train:,} images or a fraction of them. Every training processes as many images as "
-        f"{settings['recipe']['num_train_epochs']:g} epochs of all images. Choices were made on {validation:,} "
+        f"{settings['recipe']['num_train_epochs']:g} times all images. Choices were made on {validation:,} "
         f"held-out images, and chosen setups were confirmed on {confirm:,} other images. Trials: {states}. Hardware: "
         f"{'; '.join(hardware) or 'none yet'}. Times exclude evaluation and compilation. Memory is the peak during "
         "the training, minus the memory of the process before it.",

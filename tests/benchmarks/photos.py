@@ -6,7 +6,7 @@ Each part alone, on a folder of JPEGs of 32x32 pixels: `--data`, or shapes and n
 - crops: what a `DataLoader` delivers if each image is decoded and cropped at random, as it is where images differ in
   size; with the memory that its workers take beside the process (proportional set size).
 - augmentation: flips, crops, shifts and cutout of a batch in memory.
-- train.py: `--recipe photos-tiny` without its teacher and with AdamW, and after it, in the same process, a bare loop
+- train.py: `--recipe photos-tiny` with AdamW, and after it, in the same process, a bare loop
   of forward, backward and AdamW on one batch.
 """
 
@@ -86,7 +86,7 @@ def augmented(repeats: int) -> float:
 
 def whole_job(folder: str, tiny: bool) -> list[float]:
     """Images a second of train.py and of the bare loop, in a process of its own."""
-    flags = ["--data", folder, "--validation_size", "0", "--teacher_epochs", "0", "--muon_learning_rate", "0"]
+    flags = ["--data", folder, "--validation_size", "0", "--muon_learning_rate", "0"]
     flags += ["--hidden_size", "8", "--torch_compile", "false", "--use_cpu", "true"] if tiny else []
     flags += ["--per_device_train_batch_size", "16", "--num_attention_heads", "2"] if tiny else []
     steps = ["1", "2"] if tiny else ["20", "60"]

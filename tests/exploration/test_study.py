@@ -323,11 +323,11 @@ def test_ctrl_c_in_the_study_of_data_leaves_a_report(source, tmp_path):
 
 def test_muons_rate_goes_with_the_learning_rate_and_flags_may_have_dashes(source, tmp_path):
     told = command(source, "search", tmp_path, "--trials", "1", "--muon-learning-rate", "2e-2", "--report-to", "none")
-    main(told)
+    main([*told, "--muon-stem", "true"])
     (row,) = rows(tmp_path)
     recipe = yaml.safe_load((tmp_path / "best.yaml").read_text())
     assert recipe["muon_learning_rate"] == pytest.approx(2 * float(row["learning_rate"]))  # as 2e-2 to 1e-2
-    assert "report_to" not in recipe
+    assert recipe["muon_stem"] is True and "report_to" not in recipe
 
 
 def finding(

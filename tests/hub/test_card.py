@@ -71,6 +71,17 @@ def test_the_card_says_what_it_is_made_of_and_leaves_out_what_is_not_known(run_f
     )
 
 
+@pytest.mark.parametrize("stem, trained", [("conv", "of the blocks and the stem |"), ("patch", "of the blocks |")])
+def test_the_card_says_whether_muon_trained_the_stem(stem, trained, run_folder, tmp_path):
+    folder = shutil.copytree(run_folder, tmp_path / "model", ignore=shutil.ignore_patterns("checkpoint-*"))
+    settings = json.loads((folder / "training_args.json").read_text())
+    settings["run"] |= {"muon_learning_rate": 1e-3, "muon_stem": True}
+    (folder / "training_args.json").write_text(json.dumps(settings))
+    config = ViTScratchConfig.from_pretrained(folder, stem=stem, patch_size=4)
+    write_card(folder, config, json.loads((folder / "all_results.json").read_text()))
+    assert f"Muon, for the weight matrices {trained}" in ModelCard.load(folder / "README.md").text
+
+
 def test_the_energy_is_that_of_all_trainings_that_codecarbon_watched(tmp_path):
     assert measured_energy(tmp_path) == {}
     (tmp_path / "emissions.csv").write_text("timestamp,energy_consumed\n2026-01-01,0.5\n2026-01-02,0.25\n")

@@ -9,9 +9,10 @@ from helpers import refused_by_train as error_of
 from hf_vit_scratch.training import main
 
 
-@pytest.mark.parametrize(
-    "more", [[], ["--muon_learning_rate", "1e-3"], ["--teacher_epochs", "2", "--num_teachers", "2"]]
-)
+MUON_IN_ALL = ["--muon_learning_rate", "1e-3", "--muon_stem", "true", "--patch_size", "4", "--stem", "conv"]
+
+
+@pytest.mark.parametrize("more", [[], MUON_IN_ALL, ["--teacher_epochs", "2", "--num_teachers", "2"]])
 def test_a_seed_repeats_a_run_and_a_resumed_run_ends_as_if_never_stopped(more, digits, tmp_path):
     arguments = ["--data", digits, *TINY, "--num_train_epochs", "4", "--save_steps", "5", "--eval_strategy", "no"]
     arguments += ["--hidden_dropout_prob", "0.1", "--drop_path_rate", "0.1", "--save_total_limit", "9"]
@@ -57,6 +58,8 @@ def test_a_run_is_not_overwritten_and_another_model_is_not_resumed(digits, tmp_p
     assert "fold None, but this run has 1" in error_of(capsys, *arguments, *resume, "--fold", "1")
     muon = ["--muon_learning_rate", "1e-3"]
     assert "muon_learning_rate None, but this run has 0.001" in error_of(capsys, *arguments, *resume, *muon)
+    stem = ["--muon_stem", "true"]
+    assert "muon_stem False, but this run has True" in error_of(capsys, *arguments, *resume, *stem)
     network = ["--teacher_network", "pooled"]
     assert "teacher_network 'strided', but this run has 'pooled'" in error_of(capsys, *arguments, *resume, *network)
     batch = ["--per_device_train_batch_size", "16"]
