@@ -8,7 +8,6 @@ from helpers import refused_by_train as error_of
 
 from hf_vit_scratch.training import main
 
-
 MUON_IN_ALL = ["--muon_learning_rate", "1e-3", "--muon_stem", "true", "--patch_size", "4", "--stem", "conv"]
 
 
