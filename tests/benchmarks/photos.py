@@ -4,7 +4,7 @@ Each part alone, on a folder of JPEGs of 32x32 pixels: `--data`, or shapes and n
 
 - files: `load` from files that are not cached, which decodes each once.
 - crops: what a `DataLoader` delivers if each image is decoded and cropped at random, as it is where images differ in
-  size; with the memory that its workers take beside the process (proportional set size).
+  size; with the memory that its workers add to that of the process (unique set size).
 - augmentation: flips, crops, shifts and cutout of a batch in memory.
 - train.py: `--recipe photos-tiny` with AdamW, and after it, in the same process, a bare loop
   of forward, backward and AdamW on one batch.
@@ -52,9 +52,9 @@ def read(folder: str, scratch: str, run: int) -> tuple[float, datasets.Dataset]:
 
 
 def memory_of(pids: list[int]) -> float:
-    """Proportional set size of processes in MB: memory that they share is divided among them."""
+    """Unique set size of processes in MB: the memory that they share with no other process."""
     lines = [line for pid in pids for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()]
-    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024 / 1e6
 
 
 def crops(files: list[str], workers: int) -> tuple[float, float]:
