@@ -33,24 +33,24 @@ class ViTScratchStandardizedConv2d(nn.Conv2d):
 
 
 class ViTScratchConvStem(nn.Sequential):
-    """The hybrid of section 3.1: a CNN whose feature map is the input sequence, one position per patch.
+    """The hybrid of section 3.1: a CNN before the encoder. `(B, C, height, width)` -> `(B, D, rows, columns)`.
 
     `log2(patch_size)` convolutions of 3x3 and stride 2 halve the image. Their channels double up to `stem_width`; the
     last has `hidden_size`. `stem_depth - 1` convolutions of 3x3 and stride 1 precede each. GroupNorm and the
-    activation follow every 3x3 convolution. With `stem_standardized`, filters and norms are those of the paper's
-    ResNets. The final 1x1 convolution is E of equation 1. `(B, C, height, width)` -> `(B, D, rows, columns)`.
+    activation follow every 3x3 convolution; with `stem_standardized`, its filters are standardized and GroupNorm has
+    groups of up to 16 channels. The final 1x1 convolution is E of equation 1: one position per patch.
     """
 
     def __init__(self, config: ViTScratchConfig):
         layers, channels = [], config.num_channels
-        kind, groups = (ViTScratchStandardizedConv2d, 32) if config.stem_standardized else (nn.Conv2d, 1)
+        kind = ViTScratchStandardizedConv2d if config.stem_standardized else nn.Conv2d
         half, halvings = config.stem_width or config.hidden_size // 2, int(math.log2(config.patch_size))
         widths = [max(8, half >> step) for step in reversed(range(halvings))] + [config.hidden_size]
         for before, after in zip(widths[:-1], widths[1:], strict=True):
             for out, stride in [(before, 1)] * (config.stem_depth - 1) + [(after, 2)]:
                 convolution = kind(channels, out, kernel_size=3, stride=stride, padding=1, bias=False)
-                norm = nn.GroupNorm(math.gcd(groups, out), out, config.layer_norm_eps)
-                layers += [convolution, norm, ACT2FN[config.hidden_act]]
+                groups = out // math.gcd(16, out) if config.stem_standardized else 1
+                layers += [convolution, nn.GroupNorm(groups, out, config.layer_norm_eps), ACT2FN[config.hidden_act]]
                 channels = out
         super().__init__(*layers, nn.Conv2d(channels, config.hidden_size, kernel_size=1))
 
@@ -103,8 +103,9 @@ class ViTScratchEmbeddings(nn.Module):
             raise ValueError(f"{expected}, got {height}x{width}: resize them, or pass interpolate_pos_encoding=True.")
         if height % self.config.patch_size or width % self.config.patch_size:
             raise ValueError(f"image size {height}x{width} is not a multiple of patch_size {self.config.patch_size}.")
-        patches = self.patch_embeddings(pixel_values)  # (B, D, rows, columns)
-        rows, columns = patches.shape[-2:]
+        # Channels last: the order of memory in which a stem is fastest.
+        patches = self.patch_embeddings(pixel_values.contiguous(memory_format=torch.channels_last))
+        rows, columns = patches.shape[-2:]  # (B, D, rows, columns)
         tokens = patches.flatten(2).transpose(1, 2)  # (B, N, D)
         if self.cls_token is not None:
             tokens = torch.cat((self.cls_token.expand(tokens.shape[0], -1, -1), tokens), dim=1)  # (B, T, D)
@@ -292,8 +293,7 @@ class ViTScratchModel(ViTScratchPreTrainedModel):
             `last_hidden_state`: the tokens after the final norm, `(batch_size, T, D)`. `pooler_output`: y of equation
             4, `(batch_size, D)`, which is the class token or the mean of the patch tokens, after the final norm.
 
-        Raises:
-            ValueError: size or number of channels of the images differ from the config's.
+        Raises ValueError if size or number of channels of the images differ from the config's.
         """
         stem = self.embeddings.patch_embeddings  # its dtype, since replicas of nn.DataParallel do not know their own
         dtype = (stem if self.config.stem == "patch" else stem[0]).weight.dtype

@@ -61,7 +61,7 @@ class ViTScratchConfig(PretrainedConfig):
             CNN with one position per patch (the hybrid of section 3.1), for a `patch_size` that is a power of 2.
         stem_depth (`int`, defaults to 1): number of 3x3 convolutions of the `"conv"` stem per halving of the image.
         stem_width (`int`, *optional*): its channels before the last halving. Unset: half of `hidden_size`.
-        stem_standardized (`bool`, defaults to `False`): its filters are standardized, its norms have 32 groups (4.1).
+        stem_standardized (`bool`, defaults to `False`): standardized filters, and norms with groups of 16 channels.
         drop_path_rate (`float`, defaults to 0.0): stochastic depth (arXiv 1603.09382), rising to this rate linearly.
         training_data (`list[str]`, *optional*): names of the data sets that the weights were trained on.
     """
