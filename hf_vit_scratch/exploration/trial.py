@@ -167,7 +167,7 @@ class TrialRunner:
         """The config of the recipe with some fields changed. Raises: ValueError if they contradict each other."""
         merged = {**self.base.to_dict(), **fields}
         if merged["stem"] == "patch":
-            merged |= {"stem_depth": 1, "stem_width": None, "stem_standardized": False}
+            merged |= {"stem_depth": 1, "stem_width": None}
         return ViTScratchConfig.from_dict(merged)
 
     def allows(self, fields: dict) -> bool:

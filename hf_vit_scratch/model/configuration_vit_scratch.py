@@ -36,8 +36,6 @@ _ARGUMENTS_OF_TRANSFORMERS = {"num_labels", "output_attentions", "attn_implement
 class ViTScratchConfig(PretrainedConfig):
     """Sizes and options of a [`ViTScratchModel`]. The defaults are the paper's ViT-B/16 for 224x224 images (table 1).
 
-    Raises ValueError if a field is unknown, has a wrong type or a value out of range, or contradicts another field.
-
     Args:
         image_size (`int` or `[height, width]`, defaults to 224): in pixels; each side is a multiple of `patch_size`.
         patch_size (`int`, defaults to 16): side P of a square patch, in pixels (section 3.1).
@@ -57,13 +55,16 @@ class ViTScratchConfig(PretrainedConfig):
             sines and cosines (arXiv 2104.02057), for which `hidden_size` must be a multiple of 4.
         pooling (`"cls"` or `"mean"`, defaults to `"cls"`): input of the head: the class token, or the mean of the
             patch tokens of a model without a class token (appendix D.3).
-        stem (`"patch"` or `"conv"`, defaults to `"patch"`): a linear projection of each patch (equation 1), or a small
-            CNN with one position per patch (the hybrid of section 3.1), for a `patch_size` that is a power of 2.
+        stem (`"patch"` or `"conv"`, defaults to `"patch"`): a linear projection of each patch (equation 1), or the
+            paper's hybrid (section 3.1): a small CNN of 3x3 convolutions that reduces the image to one position per
+            patch; `patch_size` must be a power of 2.
         stem_depth (`int`, defaults to 1): number of 3x3 convolutions of the `"conv"` stem per halving of the image.
         stem_width (`int`, *optional*): its channels before the last halving. Unset: half of `hidden_size`.
-        stem_standardized (`bool`, defaults to `False`): standardized filters, and norms with groups of 16 channels.
         drop_path_rate (`float`, defaults to 0.0): stochastic depth (arXiv 1603.09382), rising to this rate linearly.
         training_data (`list[str]`, *optional*): names of the data sets that the weights were trained on.
+
+    Raises:
+        ValueError: a field is unknown, has the wrong type or a value out of range, or contradicts another field.
     """
 
     model_type = "vit_scratch"
@@ -87,7 +88,6 @@ class ViTScratchConfig(PretrainedConfig):
     stem: str = "patch"
     stem_depth: int = 1
     stem_width: int | None = None
-    stem_standardized: bool = False
     drop_path_rate: float = 0.0
     training_data: list[str] | None = None
 
@@ -178,5 +178,5 @@ class ViTScratchConfig(PretrainedConfig):
             raise ValueError(f"sincos2d positions need a hidden_size that is a multiple of 4, got {self.hidden_size}.")
         if self.stem == "conv" and (self.patch_size < 2 or self.patch_size & (self.patch_size - 1)):
             raise ValueError(f"stem 'conv' needs a patch_size that is a power of 2, got {self.patch_size}.")
-        if self.stem != "conv" and (self.stem_depth, self.stem_width, self.stem_standardized) != (1, None, False):
-            raise ValueError(f"stem_depth, stem_width and stem_standardized need stem 'conv', got {self.stem!r}.")
+        if self.stem != "conv" and (self.stem_depth, self.stem_width) != (1, None):
+            raise ValueError(f"stem_depth and stem_width need stem 'conv', got stem {self.stem!r}.")

@@ -24,33 +24,23 @@ from .configuration_vit_scratch import ViTScratchConfig
 from .image_processing_vit_scratch import ViTScratchImageProcessor
 
 
-class ViTScratchStandardizedConv2d(nn.Conv2d):
-    """Convolution with filters of mean 0 and variance 1 (arXiv 1903.10520), as in the ResNets of section 4.1."""
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        filters = nn.functional.layer_norm(self.weight, self.weight.shape[1:], eps=1e-10)
-        return self._conv_forward(features, filters, self.bias)
-
-
 class ViTScratchConvStem(nn.Sequential):
-    """The hybrid of section 3.1: a CNN before the encoder. `(B, C, height, width)` -> `(B, D, rows, columns)`.
+    """The hybrid of section 3.1: a CNN whose feature map is the input sequence, one position per patch.
 
     `log2(patch_size)` convolutions of 3x3 and stride 2 halve the image. Their channels double up to `stem_width`; the
-    last has `hidden_size`. `stem_depth - 1` convolutions of 3x3 and stride 1 precede each. GroupNorm and the
-    activation follow every 3x3 convolution; with `stem_standardized`, its filters are standardized and GroupNorm has
-    groups of up to 16 channels. The final 1x1 convolution is E of equation 1: one position per patch.
+    last has `hidden_size`. `stem_depth - 1` convolutions of 3x3 and stride 1 precede each. GroupNorm, as in the
+    paper's ResNets, and the activation follow every 3x3 convolution. The final 1x1 convolution is E of equation 1.
+    `(B, C, height, width)` -> `(B, D, rows, columns)`.
     """
 
     def __init__(self, config: ViTScratchConfig):
         layers, channels = [], config.num_channels
-        kind = ViTScratchStandardizedConv2d if config.stem_standardized else nn.Conv2d
         half, halvings = config.stem_width or config.hidden_size // 2, int(math.log2(config.patch_size))
         widths = [max(8, half >> step) for step in reversed(range(halvings))] + [config.hidden_size]
         for before, after in zip(widths[:-1], widths[1:], strict=True):
             for out, stride in [(before, 1)] * (config.stem_depth - 1) + [(after, 2)]:
-                convolution = kind(channels, out, kernel_size=3, stride=stride, padding=1, bias=False)
-                groups = out // math.gcd(16, out) if config.stem_standardized else 1
-                layers += [convolution, nn.GroupNorm(groups, out, config.layer_norm_eps), ACT2FN[config.hidden_act]]
+                convolution = nn.Conv2d(channels, out, kernel_size=3, stride=stride, padding=1, bias=False)
+                layers += [convolution, nn.GroupNorm(1, out, config.layer_norm_eps), ACT2FN[config.hidden_act]]
                 channels = out
         super().__init__(*layers, nn.Conv2d(channels, config.hidden_size, kernel_size=1))
 
@@ -293,7 +283,8 @@ class ViTScratchModel(ViTScratchPreTrainedModel):
             `last_hidden_state`: the tokens after the final norm, `(batch_size, T, D)`. `pooler_output`: y of equation
             4, `(batch_size, D)`, which is the class token or the mean of the patch tokens, after the final norm.
 
-        Raises ValueError if size or number of channels of the images differ from the config's.
+        Raises:
+            ValueError: size or number of channels of the images differ from the config's.
         """
         stem = self.embeddings.patch_embeddings  # its dtype, since replicas of nn.DataParallel do not know their own
         dtype = (stem if self.config.stem == "patch" else stem[0]).weight.dtype

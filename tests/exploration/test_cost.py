@@ -15,7 +15,7 @@ SHAPES = [
     {"position_embedding": "sincos2d", "qkv_bias": False},
     {"stem": "conv", "num_hidden_layers": 1},
     {"stem": "conv", "stem_depth": 2, "image_size": [24, 16], "patch_size": 8, "num_channels": 3},
-    {"stem": "conv", "stem_depth": 2, "stem_width": 20, "stem_standardized": True},
+    {"stem": "conv", "stem_depth": 2, "stem_width": 20},
     {"patch_size": 7, "position_embedding": "none", "intermediate_size": 50, "num_attention_heads": 2},
 ]
 

@@ -64,8 +64,6 @@ def refusal(function, *args, **kwargs) -> str:
         ({"image_size": 12, "patch_size": 6, "stem": "conv"}, ["conv", "patch_size", "6"]),
         ({"patch_size": 1, "stem": "conv"}, ["conv", "patch_size", "1"]),
         ({"stem_depth": 2}, ["stem_depth", "'patch'"]),
-        ({"stem_standardized": True}, ["stem_standardized", "'patch'"]),
-        ({"stem": "conv", "stem_standardized": 1}, ["stem_standardized", "true or false", "1"]),
         ({"stem_width": 8}, ["stem_width", "'patch'"]),
         ({"stem": "conv", "stem_width": 0}, ["stem_width", "0"]),
         ({"hidden_size": None}, ["hidden_size", "None"]),

@@ -71,7 +71,7 @@ def replicas_on_the_cpu(monkeypatch):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("model_class", [ViTScratchModel, ViTScratchForImageClassification])
 @pytest.mark.parametrize(
-    "fields", [{}, {"stem": "conv"}, {"stem": "conv", "stem_standardized": True, "pooling": "mean"}], ids=str
+    "fields", [{}, {"stem": "conv"}, {"stem": "conv", "stem_depth": 2, "pooling": "mean"}], ids=str
 )
 def test_replicas_of_data_parallel_give_the_outputs_of_the_model(replicas_on_the_cpu, fields, model_class, dtype):
     model = make_model(model_class, **fields).to(dtype)

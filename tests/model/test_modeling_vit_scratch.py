@@ -346,25 +346,6 @@ def test_a_deeper_stem_has_convolutions_of_stride_1_before_each_halving(width, l
     torch.testing.assert_close(stem(pixels), written_out(pixels))
 
 
-@pytest.mark.parametrize(("width", "groups"), [(None, (1, 2)), (20, (5, 2))])
-def test_a_standardized_stem_has_standardized_filters_and_norms_in_groups(width, groups):
-    """Against convolutions with filters that were standardized by hand, and so many groups of up to 16 channels."""
-    fields = {"hidden_size": 32, "stem": "conv", "stem_width": width, "stem_standardized": True}
-    model = make_model(image_size=[16, 24], patch_size=4, num_channels=3, **fields)
-    stem, pixels = model.vit.embeddings.patch_embeddings, torch.randn(2, 3, 16, 24)
-    features = pixels
-    for convolution, norm, number in zip((stem[0], stem[3]), (stem[1], stem[4]), groups, strict=True):
-        filters = convolution.weight.detach().flatten(1).double()
-        filters = (filters - filters.mean(1, keepdim=True)) / filters.std(1, correction=0, keepdim=True)
-        features = nn.functional.conv2d(features, filters.float().view_as(convolution.weight), stride=2, padding=1)
-        grouped = features.unflatten(1, (number, -1)).flatten(2)
-        grouped = (grouped - grouped.mean(2, keepdim=True)) / grouped.std(2, correction=0, keepdim=True)
-        features = nn.functional.gelu(
-            grouped.view_as(features) * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
-        )
-    torch.testing.assert_close(stem(pixels), stem[-1](features), rtol=1e-4, atol=1e-4)
-
-
 def test_the_conv_stem_is_a_pyramid_down_to_the_grid_of_patches():
     model = make_model(image_size=[16, 24], patch_size=8, num_channels=1, hidden_size=32, stem="conv")
     stem = model.vit.embeddings.patch_embeddings

@@ -37,7 +37,7 @@ def test_every_field_of_the_config_is_a_flag_of_its_name():
         "num_attention_heads": "2", "intermediate_size": "40", "hidden_act": "relu", "hidden_dropout_prob": "0.1",
         "attention_probs_dropout_prob": "0.2", "layer_norm_eps": "1e-5", "initializer_range": "0.03",
         "qkv_bias": "false", "position_embedding": "sincos2d", "pooling": "mean", "stem": "conv",
-        "stem_depth": "2", "stem_width": "12", "stem_standardized": "true", "drop_path_rate": "0.3",
+        "stem_depth": "2", "stem_width": "12", "drop_path_rate": "0.3",
     }  # fmt: skip
     assert flags.keys() == ViTScratchConfig.__annotations__.keys() - {"training_data"}
     model = parse_arguments([part for name, value in flags.items() for part in (f"--{name}", value)]).model
