@@ -9,13 +9,15 @@ from helpers import REPOSITORY
 from huggingface_hub import ModelCard
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageFilter
+from PIL import Image, ImageDraw, ImageFilter
 from processes import run_python
 
 from hf_vit_scratch.evaluation.classifier import load_model
+from hf_vit_scratch.evaluation.metrics import binomial_interval
 from hf_vit_scratch.hub.repository import files_to_push
 
 RELEASED = sorted(file.parent for file in (REPOSITORY / "model_cards").glob("*/config.json"))
+DIGITS, PHOTOS = ([folder for folder in RELEASED if kind in folder.name] for kind in ("digits", "photos"))
 
 # Arguments: the folder of the model, pictures.
 WITHOUT_THE_PACKAGE = """
@@ -44,11 +46,8 @@ def printed_digit(digit: int) -> Image.Image:
     return digit_of_28
 
 
-@pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: folder.name)
-def test_a_released_model_reads_digits_with_its_own_code_as_with_the_package(folder, tmp_path):
-    pictures = [tmp_path / f"{digit}.png" for digit in range(10)]
-    for digit, picture in enumerate(pictures):
-        printed_digit(digit).save(picture)
+def answers_with_its_own_code_as_with_the_package(folder, pictures, tmp_path) -> list[str]:
+    """The predicted labels, if both agree."""
     environment = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
     printed = run_python(WITHOUT_THE_PACKAGE, folder, *pictures, environment=environment, cwd=tmp_path)
     answers = [line.split() for line in printed.splitlines()]
@@ -58,10 +57,46 @@ def test_a_released_model_reads_digits_with_its_own_code_as_with_the_package(fol
         scores, labels = model(**pixels).logits.softmax(-1).max(-1)
     assert [label for label, _ in answers] == [model.config.id2label[int(label)] for label in labels]
     torch.testing.assert_close(torch.tensor([float(score) for _, score in answers]), scores, atol=1e-5, rtol=0)
-    assert [label for label, _ in answers] == list("0123456789")
+    return [label for label, _ in answers]
 
 
-@pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", DIGITS, ids=lambda folder: folder.name)
+def test_a_released_model_reads_digits(folder, tmp_path):
+    pictures = [tmp_path / f"{digit}.png" for digit in range(10)]
+    for digit, picture in enumerate(pictures):
+        printed_digit(digit).save(picture)
+    assert answers_with_its_own_code_as_with_the_package(folder, pictures, tmp_path) == list("0123456789")
+
+
+def photograph(of: str) -> Image.Image:
+    """A ship on the sea under a cloudy sky, or an airplane in it, with the grain of a photograph."""
+    random = np.random.default_rng(0)
+    picture = Image.new("RGB", (320, 320), (150, 190, 230))
+    draw = ImageDraw.Draw(picture)
+    if of == "ship":
+        draw.rectangle((0, 200, 320, 320), fill=(40, 80, 120))
+        draw.polygon(((30, 180), (290, 180), (260, 230), (60, 230)), fill=(70, 40, 40))
+        draw.rectangle((120, 130, 220, 180), fill=(230, 230, 230))
+        draw.rectangle((150, 90, 175, 130), fill=(180, 50, 40))
+    else:
+        draw.polygon(((20, 150), (60, 140), (290, 150), (305, 165), (60, 180)), fill=(225, 225, 230))
+        draw.polygon(((140, 160), (200, 160), (130, 270), (100, 270)), fill=(190, 190, 200))
+        draw.polygon(((140, 145), (180, 145), (140, 80), (120, 80)), fill=(205, 205, 215))
+        draw.polygon(((20, 150), (60, 145), (40, 90), (15, 90)), fill=(200, 60, 60))
+    grain = random.normal(0, 6, (320, 320, 3))
+    picture = Image.fromarray((np.asarray(picture) + grain).clip(0, 255).astype(np.uint8))
+    return picture.filter(ImageFilter.GaussianBlur(3)).resize((32, 32))
+
+
+@pytest.mark.parametrize("folder", PHOTOS, ids=lambda folder: folder.name)
+def test_a_released_model_knows_a_ship_from_an_airplane(folder, tmp_path):
+    pictures = [tmp_path / f"{of}.png" for of in ("ship", "airplane")]
+    for picture in pictures:
+        photograph(picture.stem).save(picture)
+    assert answers_with_its_own_code_as_with_the_package(folder, pictures, tmp_path) == ["ship", "airplane"]
+
+
+@pytest.mark.parametrize("folder", DIGITS, ids=lambda folder: folder.name)
 def test_a_released_model_can_be_pushed_and_its_card_has_the_figures_of_its_evaluation(folder):
     names = {file.name for file in files_to_push(folder)}
     assert {"model.safetensors", "README.md", "evaluation.json", "robustness.png", "wrong.png"} <= names
@@ -77,6 +112,23 @@ def test_a_released_model_can_be_pushed_and_its_card_has_the_figures_of_its_eval
     assert words in header and f"({low:.3f} to {high:.3f}%)" in header
     words = f"{evaluation['errors']} wrong of {evaluation['num_images']:,}"
     assert words in (REPOSITORY / "README.md").read_text()
+
+
+@pytest.mark.parametrize("folder", PHOTOS, ids=lambda folder: folder.name)
+def test_the_card_of_photographs_has_the_figures_of_the_test_images(folder):
+    names = {file.name for file in files_to_push(folder)}
+    assert {"model.safetensors", "README.md", "confusion_matrix.png"} <= names
+    assert (folder / "model.safetensors").stat().st_size < 25e6
+    results = json.loads((folder / "all_results.json").read_text())
+    wrong, images = results["test_errors"], results["test_num_images"]
+    low, high = (100 * bound for bound in binomial_interval(images - wrong, images))
+    card = ModelCard.load(folder / "README.md")
+    (result,) = card.data.eval_results
+    assert (result.dataset_split, result.metric_value) == ("test", pytest.approx(1 - wrong / images))
+    assert f"| test | {images:,} | {wrong} | {100 - 100 * wrong / images:.2f}% |" in card.text
+    words = f"{100 - 100 * wrong / images:.2f}% ({low:.2f} to {high:.2f}%)"
+    header = (REPOSITORY / "hf_vit_scratch" / "settings" / "recipes" / f"{results['recipe']}.yaml").read_text()
+    assert words in header and words in (REPOSITORY / "README.md").read_text()
 
 
 @pytest.mark.parametrize("folder", RELEASED, ids=lambda folder: folder.name)
