@@ -201,8 +201,9 @@ class RunArguments:
 
 @dataclasses.dataclass
 class _EarlyArguments:
-    """Flags of the Trainer that defaults of other flags depend on."""
+    """Flags that other values depend on: defaults, or what counts of a recipe."""
 
+    stem: str | None = None
     use_cpu: bool = parse_flag_from_env("ACCELERATE_USE_CPU")
     fp16: bool = False
     deepspeed: str | None = None
@@ -334,8 +335,13 @@ def parse_arguments(argv: list[str]) -> Settings:
 def parse_with_recipe(parser: Parser, recipe: str | None, defaults: dict, values: dict, argv: list[str]) -> tuple:
     """The dataclasses of a parser, filled with defaults, then the values of a recipe, then the flags in `argv`.
 
+    `--stem patch` takes the place of all that a recipe says of its convolutional stem.
+
     Raises: ValueError for the first fault, with the recipe and its key, or the flag.
     """
+    early, _ = Parser(_EarlyArguments, add_help=False, allow_abbrev=False).parse_known_args(argv)
+    if early.stem == "patch":
+        values = {name: value for name, value in values.items() if name not in ("stem_depth", "stem_width")}
 
     def parse(*flags: str) -> tuple:
         parsed = parser.parse_flags([*as_flags(defaults), *flags])

@@ -167,7 +167,9 @@ class ViTScratchConfig(PretrainedConfig):
         if not isinstance(sides, (list, tuple)) or len(sides) != 2 or any(type(side) is not int for side in sides):
             raise ValueError(f"image_size must be an integer or [height, width], got {sides!r:.80}.")
         if any(side < 1 or side % self.patch_size for side in sides):
-            raise ValueError(f"image_size ({self.image_size}) must be a multiple of patch_size ({self.patch_size}).")
+            raise ValueError(
+                f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}: change one."
+            )
         if self.num_tokens > 2**16 or math.prod(sides) * self.num_channels > 2**26:
             raise ValueError(f"image_size {self.image_size} means more than 65,536 tokens or 67,108,864 pixel values.")
         if self.hidden_size % (heads := self.num_attention_heads):

@@ -401,7 +401,7 @@ def refusal(capsys, *argv) -> str:
         ("transformers", ["--num_channels", "1"], ["num_channels 1 contradicts transformers, which has 3"]),
         ("ours", ["--recipe", "sample"], ["stem 'conv' contradicts ours"]),
         ("ours", ["--size", "Ti/16"], ["size Ti/16 is for a new model", "ours has its own"]),
-        ("ours", ["--image_size", "50"], ["image_size (50) must be a multiple of patch_size (8)"]),
+        ("ours", ["--image_size", "50"], ["image_size 50 is no multiple of patch_size 8: change one"]),
     ],
 )
 def test_flags_that_contradict_the_model_are_refused(kind, flags, words, sources, photos, tmp_path, capsys):

@@ -5,7 +5,8 @@ from helpers import REPOSITORY
 from transformers import TrainingArguments
 
 from hf_vit_scratch import ViTScratchConfig
-from hf_vit_scratch.settings.flags import complete_settings, parse_arguments
+from hf_vit_scratch.exploration.arguments import parse_size
+from hf_vit_scratch.settings.flags import complete_settings, given_fields, parse_arguments
 
 
 def test_an_older_record_of_photographs_has_the_shift_that_they_had():
@@ -60,3 +61,14 @@ def test_every_recipe_of_the_package_can_be_read(recipe):
     )
     assert config.num_hidden_layers > 0
     assert isinstance(training, TrainingArguments)
+
+
+@pytest.mark.parametrize("recipe", ["digits-small", "photos-tiny"])
+def test_a_plain_stem_takes_the_place_of_all_that_a_recipe_says_of_its_stem(recipe):
+    model = parse_arguments(["--recipe", recipe, "--stem=patch"]).model
+    assert ViTScratchConfig(**given_fields(model)).stem == "patch"
+    told = parse_arguments(["--recipe", recipe, "--stem", "patch", "--stem_width", "20"]).model
+    with pytest.raises(ValueError, match="stem_depth and stem_width need stem 'conv', got stem 'patch'"):
+        ViTScratchConfig(**given_fields(told))
+    plain = parse_size(["--recipe", recipe, "--stem", "patch"])
+    assert (plain.stem, plain.stem_depth, plain.stem_width) == ("patch", 1, None)
