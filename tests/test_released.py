@@ -117,7 +117,7 @@ def test_a_released_model_can_be_pushed_and_its_card_has_the_figures_of_its_eval
 @pytest.mark.parametrize("folder", PHOTOS, ids=lambda folder: folder.name)
 def test_the_card_of_photographs_has_the_figures_of_the_test_images(folder):
     names = {file.name for file in files_to_push(folder)}
-    assert {"model.safetensors", "README.md", "confusion_matrix.png"} <= names
+    assert {"model.safetensors", "README.md", "curves.png"} <= names
     assert (folder / "model.safetensors").stat().st_size < 25e6
     results = json.loads((folder / "all_results.json").read_text())
     wrong, images = results["test_errors"], results["test_num_images"]
