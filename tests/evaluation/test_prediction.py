@@ -39,7 +39,8 @@ def test_the_classes_are_those_of_fp32_and_few_images_are_computed_twice(release
     assert torch.equal(found.argmax(dim=-1), expected.argmax(dim=-1))
     assert not torch.equal(found, expected)
     compared = torch.linspace(0, 399, prediction._COMPARED).long()
-    assert torch.equal(found[compared], expected[compared])
+    # Batches of another size may round differently in the last bits; bf16 differs in the second decimal.
+    torch.testing.assert_close(found[compared], expected[compared], rtol=0, atol=1e-4)
     assert prediction._COMPARED <= sum(exact_rows) < 150
     # What is asked for in full, with changed images, or of few images is fp32 everywhere.
     assert torch.equal(predict_logits(released, split, 50, show_progress=False), expected)

@@ -132,7 +132,7 @@ def test_a_run_that_diverges_is_stopped_with_one_line(digits, tmp_path, capsys):
         (["--recipe", "{folder}/word.yaml"], "abc"),
         (["--data", "{folder}/absent.zip"], "absent.zip"),
         (["--data", "{digits}", "--num_attention_heads", "5"], "num_attention_heads (5)"),
-        (["--data", "{digits}", "--patch_size", "5"], "patch_size (5)"),
+        (["--data", "{digits}", "--patch_size", "5"], "patch_size 5"),
         (["--data", "{digits}", "--size", "huge"], "unknown size 'huge'"),
         (["--data", "{digits}", "--augmentation", "flip"], "augmentation"),
         (["--data", "{digits}", "--load_best_model_at_end", "true"], "load_best_model_at_end"),
