@@ -69,7 +69,7 @@ def test_a_released_model_reads_digits(folder, tmp_path):
 
 
 def photograph(of: str) -> Image.Image:
-    """A ship on the sea under a cloudy sky, or an airplane in it, with the grain of a photograph."""
+    """A ship on the sea under a clear sky, or an airplane in it, with the grain of a photograph."""
     random = np.random.default_rng(0)
     picture = Image.new("RGB", (320, 320), (150, 190, 230))
     draw = ImageDraw.Draw(picture)

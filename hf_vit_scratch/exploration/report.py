@@ -116,7 +116,7 @@ def _recipe(best: pd.Series, setups: pd.DataFrame, setting: list[str], trials: i
     about = ("family", "fraction", "augmented", "confirming")
     fields = {name: _plain(best[name]) for name in setting if name not in about and not pd.isna(best[name])}
     recipe = {**settings["recipe"], **fields}
-    if fields.get("stem") == "patch":
+    if recipe.get("stem") == "patch":
         recipe = {name: value for name, value in recipe.items() if not name.startswith("stem_")}
     if recipe.get("muon_learning_rate"):  # it was scaled with the learning rate of AdamW
         recipe["muon_learning_rate"] *= recipe["learning_rate"] / settings["recipe"]["learning_rate"]
@@ -148,8 +148,8 @@ def _markdown(table: pd.DataFrame, setups: pd.DataFrame, setting: list[str], set
     lines = [
         f"# {settings['study']}: {settings['data']}",
         "",
-        f"Models were trained on {train:,} images or a fraction of them. Every training processes as many images as "
-        f"{settings['recipe']['num_train_epochs']:g} times all images. Choices were made on {validation:,} "
+        f"Models were trained on {train:,} images or a fraction of them. Every training processes "
+        f"{settings['recipe']['num_train_epochs']:g} times as many images as there are to train on. Choices were made on {validation:,} "
         f"held-out images, and chosen setups were confirmed on {confirm:,} other images. Trials: {states}. Hardware: "
         f"{'; '.join(hardware) or 'none yet'}. Times exclude evaluation and compilation. Memory is the peak during "
         "the training, minus the memory of the process before it.",

@@ -201,7 +201,7 @@ class RunArguments:
 
 @dataclasses.dataclass
 class _EarlyArguments:
-    """Flags that other values depend on: defaults, or what counts of a recipe."""
+    """Flags that are parsed first: defaults of other flags, or keys of the recipe, depend on them."""
 
     stem: str | None = None
     use_cpu: bool = parse_flag_from_env("ACCELERATE_USE_CPU")

@@ -127,7 +127,7 @@ def main():
     print("\n| what | |\n| --- | --- |")
     for name, figures in rows.items():
         unit = "" if name.startswith("MB") or "/" in name else " images/s"
-        digits = ".2f" if "/" in name else ",.0f"
+        digits = ".2f" if "/" in name else ".1f" if name.startswith("MB") else ",.0f"
         print(f"| {name} | {np.mean(figures):{digits}} ± {np.std(figures):{digits}}{unit} |")
 
 
