@@ -149,10 +149,10 @@ def _markdown(table: pd.DataFrame, setups: pd.DataFrame, setting: list[str], set
         f"# {settings['study']}: {settings['data']}",
         "",
         f"Models were trained on {train:,} images or a fraction of them. Every training processes "
-        f"{settings['recipe']['num_train_epochs']:g} times as many images as there are to train on. "
-        f"Choices were made on {validation:,} held-out images, and chosen setups were confirmed on {confirm:,} other images. Trials: {states}. Hardware: "
-        f"{'; '.join(hardware) or 'none yet'}. Times exclude evaluation and compilation. Memory is the peak during "
-        "the training, minus the memory of the process before it.",
+        f"{settings['recipe']['num_train_epochs']:g} times as many images as there are to train on. Choices were "
+        f"made on {validation:,} held-out images, and chosen setups were confirmed on {confirm:,} other images. "
+        f"Trials: {states}. Hardware: {'; '.join(hardware) or 'none yet'}. Times exclude evaluation and compilation. "
+        "Memory is the peak during the training, minus the memory of the process before it.",
         "",
         "The error rate of the best setup on the rows for choosing is too optimistic, because it was selected on "
         "them. Confirmed error rates are unbiased.",
