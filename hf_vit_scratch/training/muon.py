@@ -6,26 +6,35 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from ..device import computes_bf16
 from .sharding import shard_like, whole
 
 # A stack has no more numbers than this, 128 MB in fp32: those of large models would fill the memory.
 _STACKED_NUMBERS = 2**25
 
 
-def orthogonalize(matrices: torch.Tensor, group: dict) -> torch.Tensor:
-    """The nearest orthogonal matrices, roughly, of a stack `(N, rows, columns)` with no more rows than columns.
+def orthogonalize(matrices: list[torch.Tensor], group: dict) -> list[torch.Tensor]:
+    """The nearest orthogonal matrices, roughly, of matrices that all have one shape or its transpose.
 
-    It is the Newton-Schulz iteration of torch's Muon with the constants of a parameter group, and in bf16 as there. It
-    runs on the whole stack at once, since the matrices are small and the calls are most of its time.
+    It is the Newton-Schulz iteration of torch's Muon with the constants of a parameter group. Like torch's it computes
+    in bf16, but in fp32 where the device has no bf16 in hardware: a CPU takes twenty times as long to emulate it. It
+    runs on a stack of all matrices at once, since they are small and the calls are most of its time.
     """
     a, b, c = group["ns_coefficients"]
-    matrices = matrices.to(torch.bfloat16, copy=True)
-    matrices.div_(matrices.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"]))
+    tall = [matrix.shape[0] > matrix.shape[1] for matrix in matrices]
+    stack = torch.stack([matrix.T if high else matrix for matrix, high in zip(matrices, tall, strict=True)])
+    stack = stack.to(torch.bfloat16 if computes_bf16(stack.device) else torch.float32)
+    stack = stack / stack.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"])
     for _ in range(group["ns_steps"]):
-        gram = matrices @ matrices.mT
+        gram = stack @ stack.mT
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        matrices = torch.baddbmm(matrices, gram, matrices, beta=a)
-    return matrices
+        stack = torch.baddbmm(stack, gram, stack, beta=a)
+    return [matrix.T if high else matrix for matrix, high in zip(stack.unbind(), tall, strict=True)]
+
+
+def _rate(shape: torch.Size, group: dict) -> float:
+    """Equation 4 of "Muon is Scalable for LLM Training" (arXiv 2502.16982), for a matrix of this shape."""
+    return group["lr"] * 0.2 * math.sqrt(max(shape))
 
 
 class StackedMuon(torch.optim.Muon):
@@ -71,14 +80,10 @@ class StackedMuon(torch.optim.Muon):
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         updates = torch._foreach_lerp(gradients, momenta, group["momentum"]) if group["nesterov"] else momenta
         updates = [update.flatten(1) for update in updates]
-        tall = [update.shape[0] > update.shape[1] for update in updates]
-        wide = [update.T if high else update for update, high in zip(updates, tall, strict=True)]
-        changes = orthogonalize(torch.stack(wide), group).unbind()
-        # "Muon is Scalable for LLM Training" (arXiv 2502.16982), equation 4
-        rate = group["lr"] * 0.2 * math.sqrt(max(updates[0].shape))
+        changes, rate = orthogonalize(updates, group), _rate(updates[0].shape, group)
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-        for matrix, change, high in zip(matrices, changes, tall, strict=True):
-            matrix.add_((change.T if high else change).view_as(matrix), alpha=-rate)
+        for matrix, change in zip(matrices, changes, strict=True):
+            matrix.add_(change.view_as(matrix), alpha=-rate)
 
     def _momentum(self, matrix: torch.Tensor) -> torch.Tensor:
         state = self.state[matrix]
@@ -90,14 +95,10 @@ class StackedMuon(torch.optim.Muon):
         momentum = self._momentum(matrix)
         momentum.lerp_(matrix.grad, 1 - group["momentum"])
         gradient = matrix.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-        # From zero and without momentum, a step of torch's Muon is the orthogonalized gradient times the rate.
         update = whole(gradient).flatten(1)
-        change = nn.Parameter(torch.zeros_like(update, dtype=matrix.dtype))
-        change.grad = update
-        alone = {**{name: group[name] for name in self.defaults}, "momentum": 0.0, "weight_decay": 0.0}
-        torch.optim.Muon([change], **alone).step()
-        step = shard_like(change.detach().view(matrix.shape), matrix)
-        matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(step)
+        (change,) = orthogonalize([update], group)
+        step = shard_like(change.to(matrix.dtype).view(matrix.shape), matrix)
+        matrix.mul_(1 - group["lr"] * group["weight_decay"]).add_(step, alpha=-_rate(update.shape, group))
 
 
 class WithMuon(torch.optim.Optimizer):

@@ -1,12 +1,18 @@
 import copy
 
+import pytest
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_vit_scratch import ViTScratchConfig, ViTScratchForImageClassification
 from hf_vit_scratch.training import muon
-from hf_vit_scratch.training.muon import WithMuon
+from hf_vit_scratch.training.muon import WithMuon, orthogonalize
+
+
+@pytest.fixture(autouse=True)
+def as_torch_computes(monkeypatch):
+    monkeypatch.setattr(muon, "computes_bf16", lambda device: True)
 
 
 def make_model() -> ViTScratchForImageClassification:
@@ -70,6 +76,21 @@ def test_filters_follow_torchs_muon_as_rows_of_a_matrix():
             model.zero_grad()
     for filters, rows in zip(ours, theirs, strict=True):
         torch.testing.assert_close(filters.weight.flatten(1), rows.weight)
+
+
+@pytest.mark.parametrize(("in_hardware", "tolerance"), [(True, 5e-2), (False, 1e-4)])
+def test_the_iteration_maps_singular_values_by_its_polynomial_in_either_precision(monkeypatch, in_hardware, tolerance):
+    monkeypatch.setattr(muon, "computes_bf16", lambda device: in_hardware)
+    group = with_muon(make_model()).param_groups[-1]
+    a, b, c = group["ns_coefficients"]
+    torch.manual_seed(0)
+    matrices = [torch.randn(6, 20), torch.randn(20, 6) * 1e-3]
+    for matrix, found in zip(matrices, orthogonalize(matrices, group), strict=True):
+        left, values, right = torch.linalg.svd(matrix.double(), full_matrices=False)
+        values = values / values.norm()
+        for _ in range(group["ns_steps"]):
+            values = a * values + b * values**3 + c * values**5
+        torch.testing.assert_close(found.double(), left @ values.diag() @ right, rtol=0, atol=tolerance)
 
 
 def test_a_scheduler_moves_the_rates_of_both():
@@ -136,8 +157,8 @@ def test_a_deeper_model_takes_no_more_products():
 
 def test_large_matrices_go_in_stacks_that_fit_into_memory(monkeypatch):
     ours, theirs = make_model(), make_model()
-    monkeypatch.setattr(muon, "_STACKED_NUMBERS", 16 * 48)  # one of 16x48, and three of 16x16
-    learn(ours, with_muon(ours))
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(muon, "_STACKED_NUMBERS", 16 * 48)  # one of 16x48, and three of 16x16
+        learn(ours, with_muon(ours))
     learn(theirs, with_muon(theirs))
     assert same(ours, theirs)
