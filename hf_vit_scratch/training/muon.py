@@ -17,14 +17,14 @@ def orthogonalize(matrices: list[torch.Tensor], group: dict) -> list[torch.Tenso
     """The nearest orthogonal matrices, roughly, of matrices that all have one shape or its transpose.
 
     It is the Newton-Schulz iteration of torch's Muon with the constants of a parameter group. Like torch's it computes
-    in bf16, but in fp32 where the device has no bf16 in hardware: a CPU takes twenty times as long to emulate it. It
-    runs on a stack of all matrices at once, since they are small and the calls are most of its time.
+    in bf16, but in fp32 where the device has no bf16 in hardware: a CPU takes about twenty times as long to emulate
+    it. It runs on a stack of all matrices at once, since they are small and the calls are most of its time.
     """
     a, b, c = group["ns_coefficients"]
     tall = [matrix.shape[0] > matrix.shape[1] for matrix in matrices]
     stack = torch.stack([matrix.T if high else matrix for matrix, high in zip(matrices, tall, strict=True)])
     stack = stack.to(torch.bfloat16 if computes_bf16(stack.device) else torch.float32)
-    stack = stack / stack.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"])
+    stack.div_(stack.norm(dim=(1, 2), keepdim=True).clamp(min=group["eps"]))
     for _ in range(group["ns_steps"]):
         gram = stack @ stack.mT
         gram = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
